@@ -1,0 +1,1 @@
+"""JSON with comments to typed options; errors that name file, line and path."""

@@ -1,0 +1,189 @@
+"""What the packages promise each other; ``gateway.box`` ties real objects to these names.
+
+Routing asks DNS, DNS dials through outbounds, outbounds resolve names: a cycle of needs, kept out of the imports by
+these Protocol classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from gateway.core.address import IP, Address
+from gateway.core.flow import Flow, Network, Process
+from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
+
+if TYPE_CHECKING:
+    import asyncio
+    from socket import socket
+
+Strategy = Literal["", "prefer_ipv4", "prefer_ipv6", "ipv4_only", "ipv6_only"]
+
+
+class Inbound(Protocol):
+    """Something that flows enter through."""
+
+    tag: str
+    type: str
+
+    async def start(self) -> None:
+        """Bind and accept. Raises OSError."""
+
+    async def close(self) -> None:
+        """Stop accepting; flows that run go on."""
+
+
+class Outbound(Protocol):
+    """Something that flows leave through."""
+
+    tag: str
+    type: str
+    networks: frozenset[Network]
+
+    async def connect(self, flow: Flow, destination: Address) -> Stream:
+        """A stream to ``destination``. Raises DialError, AuthError, PeerError, Rejected."""
+
+    async def open_packets(self, flow: Flow, destination: Address) -> PacketConn:
+        """A datagram mapping for ``flow.source``; ``destination`` is only its first peer. Raises as connect."""
+
+    async def close(self) -> None:
+        """Release pooled connections."""
+
+
+class Group(Outbound, Protocol):
+    """An outbound that stands for one of several."""
+
+    members: tuple[str, ...]
+
+    @property
+    def now(self) -> str:
+        """Tag of the member in use."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` after each change of ``now``."""
+
+
+class Outbounds(Protocol):
+    """All outbounds and endpoints by tag."""
+
+    def __getitem__(self, tag: str) -> Outbound: ...
+
+    def __contains__(self, tag: object) -> bool: ...
+
+    def leaf(self, tag: str) -> Outbound:
+        """Follow groups down to the outbound that would carry a flow now."""
+
+    @property
+    def default(self) -> str:
+        """Tag of ``route.final``, else of the first outbound, else ``direct``."""
+
+
+class Resolver(Protocol):
+    """The DNS side."""
+
+    async def lookup(self, domain: str, *, server: str = "", strategy: Strategy = "") -> list[IP]:
+        """Addresses of ``domain``, best first, through DNS server ``server`` ("" = by the DNS rules). Never from
+        fakeip. Raises DialError(stage="resolve")."""
+
+    async def exchange(self, query: bytes, flow: Flow) -> bytes | None:
+        """The wire answer to a wire query of a client; None = send nothing. Never raises for a bad query: the answer
+        is then FORMERR or None. Learned addresses are in the kernel before this returns."""
+
+    def learned(self, address: IP, client: IP) -> tuple[str, ...]:
+        """Names that we resolved to ``address``, the one that ``client`` resolved last first."""
+
+
+class Router(Protocol):
+    """Where inbounds hand their flows over."""
+
+    def route_stream(
+        self, flow: Flow, stream: Stream, accepted: Callable[[bool], Awaitable[None]] | None = None
+    ) -> None:
+        """Take over ``stream``: decide, dial, relay, close. Returns at once; a task owns the flow.
+
+        ``accepted`` is awaited once with True when the outbound is connected (a SOCKS or HTTP inbound sends its reply
+        there, before any byte is relayed), with False when it failed. Where it is given and a rule has to sniff, it is
+        awaited with True before the client's bytes are waited for, as sing-box does."""
+
+    def route_packet(self, flow: Flow, data: Buffer, reply: Receiver, segment: int = 0) -> None:
+        """One datagram from ``flow.source`` to ``flow.destination``.
+
+        Sessions are keyed by (inbound, source, user): the first datagram decides, all later ones of that source go
+        through the same mapping. ``reply(data, peer, segment)`` delivers what comes back; the callable of the newest
+        packet is used. The data is copied or sent before this returns."""
+
+    def close_packets(self, inbound: str, source: Address) -> None:
+        """End the session of that source (a SOCKS UDP association was closed)."""
+
+
+class Edge(Protocol):
+    """The thin epoll loop that lives inside the asyncio loop: see gateway.kernel.edge."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def add(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Level-triggered registration of ``fd``; ``handler(events)`` is called from the loop. EPOLL* bits."""
+
+    def modify(self, fd: int, events: int) -> None: ...
+
+    def remove(self, fd: int) -> None:
+        """Idempotent."""
+
+    async def readable(self, sock: socket) -> None: ...
+
+    async def writable(self, sock: socket) -> None: ...
+
+
+class Leases(Protocol):
+    """What the uplinks know of name servers."""
+
+    def servers(self, interface: str = "") -> tuple[IP, ...]:
+        """DNS servers of the uplink on ``interface`` ("" or "auto": the elected one); empty while there is none."""
+
+    def search(self, interface: str = "") -> tuple[str, ...]:
+        """Search domains (option 119, else 15)."""
+
+    def watch(self, changed: Callable[[], None]) -> None: ...
+
+
+class LearnedSink(Protocol):
+    """The kernel's learned-name maps, as DNS sees them."""
+
+    def learn(self, name: str, client: IP, addresses: Iterable[tuple[IP, int]]) -> None:
+        """``name`` resolved for ``client`` to each (address, TTL in seconds). The kernel has it when this returns, or
+        the addresses stay unlearned (an unlearned address is sniffed, never misrouted)."""
+
+
+class Owners(Protocol):
+    """Who owns a router-local flow."""
+
+    def find(self, network: Network, source: Address, destination: Address) -> Process | None:
+        """The process behind a socket of this host, or None (a forwarded flow)."""
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What a constructor of an inbound, outbound or DNS server gets besides its tag and options.
+
+    Filled in two steps by ``gateway.box`` (objects exist before they are all tied): read a member at start or at use,
+    never in a constructor. ``mark`` is the SO_MARK of our own sockets, 0 where no ``gateway`` object exists and nothing
+    is steered.
+    """
+
+    edge: Edge
+    router: Router
+    resolver: Resolver
+    outbounds: Outbounds
+    leases: Leases
+    owners: Owners
+    mark: int = 0
+    route: Any = None
+    """The RouteOptions of the configuration: default_mark, default_interface, default_domain_resolver."""
+
+
+__all__ = [
+    "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink", "Leases", "Outbound", "Outbounds",
+    "Owners", "Resolver", "Router", "Strategy", "Wiring",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""DNS servers, rules, cache, and the router between them."""

@@ -1,0 +1,1 @@
+"""One file for each DNS server type of the JSON."""

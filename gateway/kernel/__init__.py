@@ -1,0 +1,1 @@
+"""Desired kernel state: frozen plans in, nft / netlink / BPF / socket calls out."""

@@ -1,0 +1,1 @@
+"""The CO-RE loader and the cgroup programs' user side."""

@@ -1,0 +1,1 @@
+"""Rulesets, the owned table's one writer, raw element messages."""

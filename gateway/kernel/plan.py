@@ -1,0 +1,162 @@
+"""What others want the kernel to hold, as frozen data. Pure.
+
+``route.compile`` makes a ``Steering``, the userspace judge's verdicts cut to what a packet shows; ``kernel.nft`` turns
+it into chains and maps. Addresses are integers of their family (``int(IPv4Address)``), ranges are inclusive on both
+ends, disjoint and sorted.
+
+A packet is classified in four steps, the same for both families::
+
+    where from    forwarded: source address -> source class        local: socket class (mark bits 27-31) -> source class
+    which port    (tcp|udp, destination port) -> profile           rows of the source class, covering 0..65535
+    learned       destination in the profile's learned map         -> verdict
+    address       destination in the profile's interval map        -> verdict, else the profile's default
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+Family = Literal[4, 6]
+
+
+class Verdict(IntEnum):
+    """What becomes of a flow. REJECT answers (TCP reset, ICMP unreachable), DROP is silent. USER: userspace, the
+    outbound is certain. SNIFF: userspace, the rules need more than the packet shows."""
+
+    DIRECT = 1
+    REJECT = 2
+    DROP = 3
+    USER = 4
+    SNIFF = 5
+
+
+class Span(NamedTuple):
+    """Addresses ``first..last`` have ``verdict``."""
+
+    first: int
+    last: int
+    verdict: Verdict
+
+
+class SourceSpan(NamedTuple):
+    """Source addresses ``first..last`` belong to source class number ``index``."""
+
+    first: int
+    last: int
+    index: int
+
+
+class PortRow(NamedTuple):
+    """Destination ports ``first..last`` of ``network`` go to profile number ``profile``."""
+
+    network: Literal["tcp", "udp"]
+    first: int
+    last: int
+    profile: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One function from destination address to verdict. ``spans4`` / ``spans6`` hold what differs from the default.
+    ``learned``: whether names can change a verdict here, so whether the profile needs learned maps."""
+
+    spans4: tuple[Span, ...]
+    spans6: tuple[Span, ...]
+    default4: Verdict
+    default6: Verdict
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceClass:
+    """Ports to profiles, for one kind of source."""
+
+    rows: tuple[PortRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Everything the owned table needs to know of the rules.
+
+    ``forwarded4`` / ``forwarded6``: source classes by source address, else ``forwarded``. ``local``: source class by
+    socket class 0..30 (31, our own sockets, never arrives here), else ``unknown``.
+    """
+
+    profiles: tuple[Profile, ...]
+    classes: tuple[SourceClass, ...]
+    forwarded4: tuple[SourceSpan, ...]
+    forwarded6: tuple[SourceSpan, ...]
+    forwarded: int
+    local: tuple[tuple[int, int], ...]
+    unknown: int
+
+
+class LearnedChange(NamedTuple):
+    """One element of a profile's learned map: ``old`` None = was absent, ``new`` None = delete it.
+
+    ``timeout`` in seconds. A conflict between names is a SNIFF element like any other.
+    """
+
+    profile: int
+    family: Family
+    address: int
+    old: Verdict | None
+    new: Verdict | None
+    timeout: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """What the cgroup programs look up: each key sets bits of a 64-bit mask, the whole mask selects a socket class.
+
+    ``paths`` are absolute executable paths (hashed by the loader as the program hashes dentries), ``names`` are their
+    last components, ``uids`` and ``gids`` numbers (gids match supplementary groups too). ``classes`` maps a mask to a
+    socket class 0..29; a mask that is not listed is ``mark.UNKNOWN``. Empty plan: no program needs to be attached.
+    """
+
+    paths: tuple[tuple[str, int], ...] = ()
+    names: tuple[tuple[str, int], ...] = ()
+    uids: tuple[tuple[int, int], ...] = ()
+    gids: tuple[tuple[int, int], ...] = ()
+    classes: tuple[tuple[int, int], ...] = ((0, 0),)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Which packets the owned table looks at, and where it sends them."""
+
+    lans: tuple[str, ...]
+    """Interface names; only what enters through them, or starts on this host, is steered."""
+    tproxy_port: int
+    """Port of the transparent listeners (TCP and UDP, IPv4 and IPv6)."""
+    dns_port: int = 0
+    """Local port that the LAN's port 53 is redirected to; 0 = DNS is not captured."""
+    local: bool = True
+    """Steer router-local flows too."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """A declared port forward from the uplinks to a LAN host."""
+
+    network: Literal["tcp", "udp"]
+    port: int
+    to: str
+    to_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The ownerless table: plain router, closed WAN."""
+
+    lans: tuple[str, ...]
+    wans: tuple[str, ...]
+    firewall: bool = True
+    """False: input and forward policy belong to somebody else; only masquerade and the clean-up rules remain."""
+    fail: Literal["open", "closed", "hold"] = "open"
+    forwards: tuple[PortForward, ...] = ()
+    open_tcp: tuple[int, ...] = ()
+    """Router ports reachable from the uplink (declared)."""
+    open_udp: tuple[int, ...] = ()

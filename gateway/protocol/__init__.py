@@ -1,0 +1,1 @@
+"""One folder for each inbound, outbound or endpoint type of the JSON."""

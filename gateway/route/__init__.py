@@ -1,0 +1,1 @@
+"""Rules: matching, sniffing, compiling to the kernel, relaying."""

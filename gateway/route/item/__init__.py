@@ -1,0 +1,1 @@
+"""One file for each rule key of the JSON. Pure."""

@@ -1,0 +1,1 @@
+"""Rule sets: inline, source JSON, binary .srs."""

@@ -1,0 +1,1 @@
+"""APIs and stores beside the data path."""

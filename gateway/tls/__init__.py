@@ -1,0 +1,1 @@
+"""What wraps a stream in TLS."""

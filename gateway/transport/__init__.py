@@ -1,0 +1,1 @@
+"""How bytes reach a peer: dialer, listener, TCP, UDP and what rides on them."""

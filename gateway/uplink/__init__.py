@@ -1,0 +1,1 @@
+"""The WAN side: DHCP client, static addresses, leases; and the LAN's dnsmasq."""
