@@ -41,11 +41,11 @@ class Span(NamedTuple):
 
 
 class SourceSpan(NamedTuple):
-    """Source addresses ``first..last`` belong to source class number ``index``."""
+    """Source addresses ``first..last`` belong to source class ``number``."""
 
     first: int
     last: int
-    index: int
+    number: int
 
 
 class PortRow(NamedTuple):
