@@ -1,0 +1,63 @@
+"""The one table of every type the JSON may name that is built: kind and type to module, imported on first use.
+
+A router with three protocols never imports twenty. A type that sing-box has and this table lacks is reported as not
+built yet (``config.anchor`` knows the names).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["inbound", "outbound", "dns"]
+
+_P = "gateway.protocol."
+_D = "gateway.dns.server."
+
+
+class Entry(NamedTuple):
+    """``module`` has ``options`` (class OPTIONS names) and the runtime class; both are looked up by name on import."""
+
+    module: str
+    options: str
+    runtime: str
+    """``module:Class`` relative to ``module``."""
+
+
+def _protocol(name: str, side: Literal["inbound", "outbound"]) -> Entry:
+    title = side.capitalize()
+    return Entry(_P + name, f"options:{title}Options", f"{side}:{title}")
+
+
+def _server(name: str) -> Entry:
+    return Entry(_D + name, ":Options", ":Server")
+
+
+TABLE: dict[Kind, dict[str, Entry]] = {
+    "inbound": {name: _protocol(name, "inbound") for name in ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy")},
+    "outbound": {name: _protocol(name, "outbound") for name in ("block", "direct", "http", "selector", "shadowsocks", "socks")},
+    "dns": {name: _server(name) for name in ("dhcp", "hosts", "local", "tcp", "udp")},
+}  # fmt: skip
+
+
+def names(kind: Kind) -> list[str]:
+    """The built types of ``kind``, sorted."""
+    return sorted(TABLE[kind])
+
+
+def options(kind: Kind, name: str) -> type[Any]:
+    """The msgspec class of the type's JSON object. Raises KeyError where the type is not built."""
+    return _load(TABLE[kind][name], TABLE[kind][name].options)
+
+
+def runtime(kind: Kind, name: str) -> type[Any]:
+    """The class that runs it: ``Class(tag, options, wiring)``."""
+    return _load(TABLE[kind][name], TABLE[kind][name].runtime)
+
+
+def _load(entry: Entry, place: str) -> type[Any]:
+    file, _, attribute = place.partition(":")
+    module: ModuleType = import_module(f"{entry.module}.{file}" if file else entry.module)
+    found: type[Any] = getattr(module, attribute)
+    return found

@@ -1,0 +1,71 @@
+"""Socket options by their kernel names: transparent sockets, original destinations, marks, batches.
+
+Numbers from linux/in.h, in6.h, udp.h, netfilter_ipv4.h (Python's socket module lacks them).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address
+
+from gateway.core.address import IP, Address
+
+IP_TRANSPARENT = 19
+IP_RECVORIGDSTADDR = 20
+IPV6_RECVORIGDSTADDR = 74
+IPV6_TRANSPARENT = 75
+SO_ORIGINAL_DST = 80
+UDP_SEGMENT = 103
+UDP_GRO = 104
+IP_BIND_ADDRESS_NO_PORT = 24
+
+
+def family_of(ip: IP) -> socket.AddressFamily:
+    return socket.AF_INET if isinstance(ip, IPv4Address) else socket.AF_INET6
+
+
+def sockaddr(ip: IP, port: int) -> tuple[str, int]:
+    return (str(ip), port)
+
+
+def address_of(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    """What getsockname, getpeername or recvfrom gave, unmapped."""
+    return Address.of(name[0], name[1])
+
+
+def parse_sockaddr(data: bytes) -> Address:
+    """A struct sockaddr_in or sockaddr_in6 from ancillary data. Raises ValueError on any other family."""
+    (family,) = struct.unpack_from("=H", data)
+    (port,) = struct.unpack_from("!H", data, 2)
+    if family == socket.AF_INET and len(data) >= 8:
+        return Address(IPv4Address(data[4:8]), port)
+    if family == socket.AF_INET6 and len(data) >= 24:
+        return Address.of(IPv6Address(data[8:24]), port)
+    raise ValueError(f"address family {family}")
+
+
+def set_mark(sock: socket.socket, mark: int) -> None:
+    """SO_MARK; 0 leaves the socket alone."""
+    if mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+
+
+def set_transparent(sock: socket.socket) -> None:
+    """Bind to and answer from foreign addresses. Raises PermissionError without CAP_NET_ADMIN."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+
+def original_destination(sock: socket.socket) -> Address:
+    """Destination before an nft ``redirect`` (SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST). Raises OSError where the
+    connection was not redirected."""
+    if sock.family == socket.AF_INET:
+        return parse_sockaddr(sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16))
+    try:
+        return parse_sockaddr(sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28))
+    except OSError:
+        # A dual-stack listener: the connection itself may be IPv4.
+        return parse_sockaddr(sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16))
