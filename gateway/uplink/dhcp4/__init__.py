@@ -1,0 +1,10 @@
+"""DHCPv4 on an uplink: RFC 2131, with 2132 (options), 3396 (long options), 3397 (search list), 3442 (classless routes).
+
+::
+
+    codec    bytes <-> Message, IPv4 and UDP headers                     pure
+    lease    what a reply grants, checked and repaired; its file format  pure
+    machine  the client's states: handle(event, now) -> commands         pure
+    socket   AF_PACKET while there is no address, UDP port 68 while there is one
+    client   ties them to the event loop, the clock and the lease file
+"""
