@@ -1,0 +1,48 @@
+"""Network interfaces: what the kernel says of them, and up and MTU with their inverses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+IFF_UP = 1
+ETHERNET = 1
+LOOPBACK = 772
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """``up`` is the operator's wish, ``carrier`` the wire's state; ``changes`` counts carrier changes, so that a flap
+    between two looks is seen. ``hardware`` is empty where the link type has no addresses."""
+
+    index: int
+    name: str
+    up: bool
+    carrier: bool
+    changes: int
+    hardware: bytes
+    type: int
+    mtu: int
+
+    @property
+    def ready(self) -> bool:
+        return self.up and self.carrier
+
+
+def link_of(message: Any) -> Link:
+    """Of a pyroute2 RTM_NEWLINK message."""
+    address = message.get("address") or ""
+    try:
+        hardware = bytes.fromhex(address.replace(":", ""))
+    except ValueError:
+        hardware = b""
+    return Link(
+        index=message["index"],
+        name=message.get("ifname") or "",
+        up=bool(message["flags"] & IFF_UP),
+        carrier=bool(message.get("carrier")),
+        changes=message.get("carrier_changes") or 0,
+        hardware=hardware[:16] if message["ifi_type"] == ETHERNET else b"",
+        type=message["ifi_type"],
+        mtu=message.get("mtu") or 0,
+    )
