@@ -18,7 +18,13 @@ from gateway.core.errors import AuthError, LocalError, PeerError
 from gateway.core.stream import Buffer
 from gateway.core.wire import Incomplete, Reader, u16, u64
 from gateway.protocol.shadowsocks.cipher import (
-    AEAD, TAG, Method, ecb_decryptor, ecb_encryptor, identity, identity_key,
+    AEAD,
+    TAG,
+    Method,
+    ecb_decryptor,
+    ecb_encryptor,
+    identity,
+    identity_key,
 )  # fmt: skip
 from gateway.protocol.shadowsocks.replay import SaltFilter
 

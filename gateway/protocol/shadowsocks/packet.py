@@ -18,7 +18,13 @@ from gateway.core.errors import AuthError, PeerError
 from gateway.core.stream import Buffer
 from gateway.core.wire import Reader, u16, u64
 from gateway.protocol.shadowsocks.cipher import (
-    AEAD, TAG, Method, XChaCha20Poly1305, ecb_decryptor, ecb_encryptor, identity,
+    AEAD,
+    TAG,
+    Method,
+    XChaCha20Poly1305,
+    ecb_decryptor,
+    ecb_encryptor,
+    identity,
 )  # fmt: skip
 from gateway.protocol.shadowsocks.codec import REQUEST, RESPONSE, Clock, Random, User, check_time
 from gateway.protocol.shadowsocks.replay import SaltFilter, Window

@@ -1,0 +1,125 @@
+"""HTTP proxy clients come in here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import h11
+
+from gateway.config.shared import User
+from gateway.core.address import Address
+from gateway.core.contracts import Wiring
+from gateway.core.errors import PeerError
+from gateway.core.flow import Flow
+from gateway.protocol.http import codec
+from gateway.protocol.http.options import InboundOptions
+from gateway.protocol.http.plain import Exchange
+from gateway.transport.listen import StreamListener
+from gateway.transport.tcp import SocketStream
+
+HANDSHAKE = 15.0
+"""Seconds that a client may take for its first request."""
+IDLE = 300.0
+"""Seconds that a client may stay silent between two plain requests."""
+
+
+class Handler:
+    """Serves one connection after another; ``mixed`` uses it too."""
+
+    def __init__(self, tag: str, kind: str, users: Mapping[str, str], wiring: Wiring) -> None:
+        self._tag = tag
+        self._type = kind
+        self._users = users
+        self._wiring = wiring
+
+    async def serve(self, stream: SocketStream, source: Address) -> None:
+        """From the client's first byte to the router. Closes ``stream`` unless the router has it."""
+        client = h11.Connection(h11.SERVER, max_incomplete_event_size=codec.LONGEST)
+        exchange = Exchange(stream, client, self._flow(source), self._wiring)
+        try:
+            if not await self._requests(stream, client, source, exchange):
+                stream.close()
+        except h11.RemoteProtocolError:
+            await refuse(stream, codec.BAD_REQUEST)
+        except (OSError, PeerError, TimeoutError):
+            stream.close()
+        except asyncio.CancelledError:
+            stream.close()
+            raise
+        finally:
+            exchange.close()
+
+    def _flow(self, source: Address) -> Flow:
+        return Flow("tcp", self._tag, self._type, source, Address("", 0))
+
+    async def _requests(
+        self, stream: SocketStream, client: h11.Connection, source: Address, exchange: Exchange
+    ) -> bool:
+        """True where the router took ``stream`` over."""
+        patience = HANDSHAKE
+        while True:
+            async with asyncio.timeout(patience):
+                request = await next_event(stream, client)
+            if not isinstance(request, h11.Request):
+                return False
+            user = codec.authenticate(request.headers, self._users)
+            if user is None:
+                await refuse(stream, codec.UNAUTHORISED)
+                return True
+            try:
+                if request.method == b"CONNECT":
+                    destination = codec.parse_authority(request.target.decode("ascii", "replace"))
+                    self._connect(stream, client, Flow("tcp", self._tag, self._type, source, destination, user))
+                    return True
+                address, path = codec.target(request)
+            except PeerError:
+                await refuse(stream, codec.BAD_REQUEST)
+                return True
+            if not await exchange.run(request, address, path, user):
+                return False
+            patience = IDLE
+
+    def _connect(self, stream: SocketStream, client: h11.Connection, flow: Flow) -> None:
+        async def accepted(connected: bool) -> None:
+            await stream.write(codec.ESTABLISHED if connected else codec.BAD_GATEWAY)
+
+        client.next_event()  # the end of the request: what follows it are the tunnel's bytes
+        stream.unread(client.trailing_data[0])
+        self._wiring.router.route_stream(flow, stream, accepted)
+
+
+async def next_event(stream: SocketStream, connection: h11.Connection) -> object:
+    """The next h11 event of ``stream``. Raises h11.RemoteProtocolError, OSError."""
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await stream.read())
+    return event
+
+
+async def refuse(stream: SocketStream, answer: bytes) -> None:
+    """Send a last answer and close."""
+    try:
+        await stream.write(answer)
+        await stream.write_eof()
+    except OSError:
+        pass
+    stream.close()
+
+
+class Inbound:
+    type = "http"
+
+    def __init__(self, tag: str, options: InboundOptions, wiring: Wiring) -> None:
+        self.tag = tag
+        handler = Handler(tag, self.type, users_of(options.users), wiring)
+        self._listener = StreamListener(options, wiring, handler.serve)
+
+    async def start(self) -> None:
+        await self._listener.start()
+
+    async def close(self) -> None:
+        await self._listener.close()
+
+
+def users_of(users: list[User]) -> dict[str, str]:
+    return {user.username: user.password for user in users}

@@ -1,0 +1,28 @@
+"""JSON objects of type ``http``; ``tls`` and ``set_system_proxy`` are not built yet."""
+
+from __future__ import annotations
+
+from gateway.config.shared import ListenOptions, RemoteOptions, User
+
+
+class InboundOptions(ListenOptions):
+    """``users`` empty: everybody may enter."""
+
+    users: list[User] = []
+
+
+class OutboundOptions(RemoteOptions, kw_only=True):
+    """``headers`` are added to the CONNECT request; ``path`` stands in its request line instead of the target."""
+
+    username: str = ""
+    password: str = ""
+    path: str = ""
+    headers: dict[str, str | list[str]] = {}
+
+    def __post_init__(self) -> None:
+        fields = {name: [value] if isinstance(value, str) else value for name, value in self.headers.items()}
+        for text in (self.path, *fields, *(value for values in fields.values() for value in values)):
+            if any(char < " " or char == "\x7f" for char in text):
+                raise ValueError("path and headers have no control characters")
+        if " " in self.path:
+            raise ValueError("path has no blanks")

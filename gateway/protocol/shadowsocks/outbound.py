@@ -1,0 +1,92 @@
+"""Flows leave through a Shadowsocks server here."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from gateway.config.fields import as_list
+from gateway.core import socksaddr
+from gateway.core.address import Address
+from gateway.core.contracts import Wiring
+from gateway.core.errors import AuthError, DialError, LocalError, PeerError
+from gateway.core.flow import Flow, Network
+from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
+from gateway.protocol.shadowsocks import codec, packet
+from gateway.protocol.shadowsocks.cipher import METHODS, client_keys
+from gateway.protocol.shadowsocks.options import OutboundOptions
+from gateway.transport.dial import Dialer
+from gateway.transport.layered import add_layer
+
+
+class Outbound:
+    type = "shadowsocks"
+
+    def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
+        self.tag = tag
+        self.networks: frozenset[Network] = frozenset(as_list(options.network) or ("tcp", "udp"))
+        self._wiring = wiring
+        self._server = Address.of(options.server, options.server_port)
+        self._method = METHODS[options.method]
+        self._keys = client_keys(self._method, options.password)
+        self._dialer = Dialer(options, wiring)
+
+    async def connect(self, flow: Flow, destination: Address) -> Stream:
+        """The request goes out at once, without waiting for the client's first bytes: where the server speaks first
+        there are none."""
+        stream = await self._dialer.connect(self._server, flow)
+        try:
+            if not self._method.key:
+                await stream.write(socksaddr.write(destination))
+                return stream
+            layer = codec.Client(self._method, self._keys, destination, os.urandom, time.time)
+            await stream.write(layer.hello())
+            return add_layer(self._wiring.edge, stream, layer)
+        except (OSError, LocalError) as error:
+            stream.close()
+            raise DialError(f"shadowsocks: {error}", "handshake") from error
+        except BaseException:
+            stream.close()
+            raise
+
+    async def open_packets(self, flow: Flow, destination: Address) -> PacketConn:
+        inner = await self._dialer.open_packets(self._server, flow)
+        return Packets(inner, self._server, packet.Client(self._method, self._keys, os.urandom, time.time))
+
+    async def close(self) -> None:
+        """Nothing is pooled."""
+
+
+class Packets:
+    """One UDP session at the server. See ``core.stream.PacketConn``."""
+
+    def __init__(self, inner: PacketConn, server: Address, client: packet.Client) -> None:
+        self._inner = inner
+        self._server = server
+        self._client = client
+
+    def send(self, data: Buffer, destination: Address, segment: int = 0) -> None:
+        view = memoryview(data)
+        size = segment or max(len(view), 1)
+        for start in range(0, max(len(view), 1), size):
+            try:
+                wire = self._client.seal(view[start : start + size], destination)
+            except LocalError:
+                return
+            self._inner.send(wire, self._server)
+
+    def start(self, receiver: Receiver) -> None:
+        def received(data: Buffer, peer: Address, segment: int) -> None:
+            view = memoryview(data)
+            size = segment or max(len(view), 1)
+            for start in range(0, len(view), size):
+                try:
+                    source, payload = self._client.open(view[start : start + size])
+                except (AuthError, PeerError):
+                    continue
+                receiver(payload, source, 0)
+
+        self._inner.start(received)
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,55 @@
+"""HTTP/1: the host of a request, from an absolute target or the Host field (RFC 9112 section 3.2). Pure."""
+
+from __future__ import annotations
+
+import re
+
+from gateway.route.sniff.verdict import NEED_MORE, More, Sniffed, domain_of
+
+_METHOD = 24
+"""Longest method of the IANA registry is 17 characters (UPDATEREDIRECTREF)."""
+_LINE = 8192
+_TOKEN = re.compile(rb"[A-Z][A-Z_-]*")
+_FIRST = re.compile(rb"([A-Z][A-Z_-]*) (\S+) HTTP/([12])\.[0-9]\r?")
+_URL = re.compile(rb"[Hh][Tt][Tt][Pp]s?://(?:[^/?#@]*@)?([^/?#]*)")
+
+
+def sniff(data: bytes) -> Sniffed | More | None:
+    method = data[: _METHOD + 1].split(b" ", 1)[0]
+    if data and (len(method) > _METHOD or not _TOKEN.fullmatch(method)):
+        return None
+    end = data.find(b"\n")
+    if end < 0:
+        return NEED_MORE if len(data) <= _LINE else None
+    first = _FIRST.fullmatch(data[:end])
+    if first is None:
+        return None
+    if first[3] == b"2":
+        return Sniffed("http")  # connection preface of HTTP/2: its names are compressed
+    target = first[2]
+    url = _URL.match(target)
+    if url:
+        return Sniffed("http", _host(url[1]))
+    if first[1] == b"CONNECT":
+        return Sniffed("http", _host(target))
+    return _field(data, end + 1)
+
+
+def _field(data: bytes, pos: int) -> Sniffed | More | None:
+    while True:
+        end = data.find(b"\n", pos)
+        if end < 0:
+            return NEED_MORE
+        line = data[pos:end].rstrip(b"\r")
+        if not line:
+            return Sniffed("http")
+        name, colon, value = line.partition(b":")
+        if not colon:
+            return None
+        if name.lower() == b"host":
+            return Sniffed("http", _host(value.strip(b" \t")))
+        pos = end + 1
+
+
+def _host(authority: bytes) -> str:
+    return domain_of(authority.rsplit(b":", 1)[0] if re.search(rb":[0-9]*$", authority) else authority)
