@@ -1,1 +1,12 @@
-"""The WAN side: DHCP client, static addresses, leases; and the LAN's dnsmasq."""
+"""The interfaces of the router: uplinks (DHCPv4, static, or somebody else's) and LANs (addresses, dnsmasq).
+
+::
+
+    options    the JSON objects ``gateway.uplinks[]`` and ``gateway.lans[]``
+    plan       lease and options to addresses and routes             pure
+    uplink     one uplink: waits, runs its client, applies, publishes
+    uplinks    all of them; ``core.contracts.Leases``
+    lan        LAN addresses and the dnsmasq that serves them
+    dhcp4      the DHCPv4 client
+    dnsmasq    its configuration file and its process
+"""

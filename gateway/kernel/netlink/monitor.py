@@ -49,6 +49,11 @@ class Monitor:
     def watch_addresses(self, moved: Callable[[], None]) -> None:
         self._moved.append(moved)
 
+    def unwatch(self, changed: Callable[[frozenset[str]], None], moved: Callable[[], None] | None = None) -> None:
+        """Idempotent."""
+        self._changed = [one for one in self._changed if one != changed]
+        self._moved = [one for one in self._moved if one != moved]
+
     async def run(self) -> None:
         """Look whenever the bell rings; until cancelled."""
         loop = asyncio.get_running_loop()

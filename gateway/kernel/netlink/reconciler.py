@@ -59,7 +59,7 @@ class Netlink:
 
     async def __aexit__(self, *args: object) -> None:
         route, self._route = self._route, None
-        await route.__aexit__(*args)
+        await route.__aexit__(None, None, None)
 
     # What is there
 

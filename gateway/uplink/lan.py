@@ -1,0 +1,128 @@
+"""The networks behind us: their interfaces' addresses, and one dnsmasq that serves them all.
+
+A LAN interface may come late; its addresses follow it. Addresses and dnsmasq stand when this object stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.core.address import IP
+from gateway.core.errors import KernelError
+from gateway.kernel.netlink.diff import Address
+from gateway.kernel.netlink.monitor import Monitor
+from gateway.kernel.netlink.reconciler import Netlink
+from gateway.uplink.dnsmasq import render
+from gateway.uplink.dnsmasq.daemon import Daemon
+from gateway.uplink.options import LanOptions
+
+log = logging.getLogger(__name__)
+RETRY = 5.0
+
+
+class Lans:
+    """``servers()`` gives the upstream name servers for dnsmasq; call ``refresh`` when they change (``Uplinks.watch``).
+    ``problems``: LAN interface or "dnsmasq" -> one line for a person."""
+
+    def __init__(
+        self,
+        options: Sequence[LanOptions],
+        netlink: Netlink,
+        monitor: Monitor,
+        run: Path,
+        state: Path,
+        record: Callable[[dict[str, Any]], None],
+        servers: Callable[[], tuple[IP, ...]],
+        *,
+        program: str = "",
+        cgroup: Path | None = None,
+    ) -> None:
+        self.problems: dict[str, str] = {}
+        self.daemon = Daemon(run, state, record, program=program, cgroup=cgroup)
+        self._options = tuple(options)
+        self._netlink = netlink
+        self._monitor = monitor
+        self._servers = servers
+        self._dirty = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def addresses(self) -> frozenset[IP]:
+        return frozenset(prefix.ip for lan in self._options for prefix in lan.address)
+
+    async def start(self) -> None:
+        """Returns when dnsmasq runs (or has been found wanting); interfaces are waited for in the background."""
+        self._monitor.watch(self._links)
+        self._dirty.set()
+        self._task = asyncio.create_task(self._run(), name="lans")
+        await self._serve()
+
+    async def stop(self) -> None:
+        """Stop watching; everything stands."""
+        self._monitor.unwatch(self._links)
+        await self.daemon.stop()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def reload(self, options: Sequence[LanOptions]) -> None:
+        """Only what differs is touched; dnsmasq starts anew only where its configuration changed."""
+        if tuple(options) == self._options:
+            return
+        gone = {lan.interface for lan in self._options} - {lan.interface for lan in options}
+        self._options = tuple(options)
+        for name in gone:
+            with contextlib.suppress(KernelError):
+                await self._netlink.reconcile(name, (), ())
+        self._dirty.set()
+        await self._serve()
+
+    def refresh(self) -> None:
+        """The upstream name servers may have changed."""
+        self.daemon.set_servers(ip for ip in self._servers() if ip not in self.addresses)
+
+    async def _serve(self) -> None:
+        self.problems.pop("dnsmasq", None)
+        if not self._options:
+            return
+        paths = {"servers": str(self.daemon.servers), "leases": str(self.daemon.leases)}
+        text = render.config(self._options, log=str(self.daemon.folder / "dnsmasq.log"), **paths)
+        self.refresh()
+        try:
+            await self.daemon.start(text)
+        except (KernelError, OSError) as error:
+            self.problems["dnsmasq"] = str(error)
+            log.warning("%s", error)
+
+    def _links(self, names: frozenset[str]) -> None:
+        if any(lan.interface in names for lan in self._options):
+            self._dirty.set()
+
+    async def _run(self) -> None:
+        await self._monitor.ready.wait()
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            for lan in self._options:
+                await self._apply(lan)
+
+    async def _apply(self, lan: LanOptions) -> None:
+        if lan.interface not in self._monitor.links:
+            self.problems[lan.interface] = "interface is absent"
+            return
+        try:
+            await self._netlink.set_link(lan.interface, up=True)
+            wanted = [Address(lan.interface, prefix.ip, prefix.length) for prefix in lan.address]
+            await self._netlink.reconcile(lan.interface, wanted, ())
+            self.problems.pop(lan.interface, None)
+        except KernelError as error:
+            self.problems[lan.interface] = str(error)
+            log.warning("%s: %s", lan.interface, error)
+            asyncio.get_running_loop().call_later(RETRY, self._dirty.set)
