@@ -6,11 +6,10 @@ built yet (``config.anchor`` knows the names).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
-
-Kind = Literal["inbound", "outbound", "dns"]
 
 _P = "gateway.protocol."
 _D = "gateway.dns.server."
@@ -34,26 +33,33 @@ def _server(name: str) -> Entry:
     return Entry(_D + name, ":Options", ":Server")
 
 
-TABLE: dict[Kind, dict[str, Entry]] = {
+TABLE: dict[str, dict[str, Entry]] = {
     "inbound": {name: _protocol(name, "inbound") for name in ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy")},
     "outbound": {name: _protocol(name, "outbound") for name in ("block", "direct", "http", "selector", "shadowsocks", "socks")},
     "dns": {name: _server(name) for name in ("dhcp", "hosts", "local", "tcp", "udp")},
 }  # fmt: skip
 
 
-def names(kind: Kind) -> list[str]:
+def names(kind: str) -> list[str]:
     """The built types of ``kind``, sorted."""
     return sorted(TABLE[kind])
 
 
-def options(kind: Kind, name: str) -> type[Any]:
+def options(kind: str, name: str) -> type[Any]:
     """The msgspec class of the type's JSON object. Raises KeyError where the type is not built."""
     return _load(TABLE[kind][name], TABLE[kind][name].options)
 
 
-def runtime(kind: Kind, name: str) -> type[Any]:
+def runtime(kind: str, name: str) -> type[Any]:
     """The class that runs it: ``Class(tag, options, wiring)``."""
     return _load(TABLE[kind][name], TABLE[kind][name].runtime)
+
+
+def section(name: str) -> Callable[[Any, str], Any]:
+    """Decoder of a top-level object, ``(JSON value, path) -> options``: ``route``, ``dns`` or ``gateway``."""
+    module = "gateway.options" if name == "gateway" else f"gateway.{name}.options"
+    found: Callable[[Any, str], Any] = import_module(module).decode_section
+    return found
 
 
 def _load(entry: Entry, place: str) -> type[Any]:

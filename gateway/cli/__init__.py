@@ -1,1 +1,44 @@
-"""One file for each command."""
+"""The command line: one file for each command, imported when it is called for.
+
+A command file has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments) -> int``; its name is the
+command's, with ``_`` for ``-``. Exit status: 0 done, 1 the user can mend it (one line on standard error), 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from gateway.core.errors import GatewayError
+
+COMMANDS = {
+    "check": "judge a configuration without starting it",
+    "format": "print a configuration in canonical form",
+    "lab": "a home network in namespaces, to play in",
+    "merge": "join several configuration files into one",
+    "parity": "what is built of sing-box, row by row",
+    "version": "print the version",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that ``argv`` names. Returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="gateway", description="A Linux gateway router for sing-box configurations.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if not word.startswith("-")), "")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            import_module(f"gateway.cli.{name.replace('-', '_')}").add_arguments(command)
+    arguments = parser.parse_args(words)
+    try:
+        return int(import_module(f"gateway.cli.{arguments.command.replace('-', '_')}").run(arguments))
+    except GatewayError as error:
+        print(f"gateway {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -13,6 +13,7 @@ ROWS = [
     {"tls", "kernel"},
     {"transport", "route"},
     {"protocol", "dns", "service", "uplink"},
+    {"options"},
     {"box", "catalog"},
     {"lab"},
     {"cli"},
