@@ -33,11 +33,15 @@ def _server(name: str) -> Entry:
     return Entry(_D + name, ":Options", ":Server")
 
 
+INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy")
+OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks")
+DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
+
 TABLE: dict[str, dict[str, Entry]] = {
-    "inbound": {name: _protocol(name, "inbound") for name in ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy")},
-    "outbound": {name: _protocol(name, "outbound") for name in ("block", "direct", "http", "selector", "shadowsocks", "socks")},
-    "dns": {name: _server(name) for name in ("dhcp", "hosts", "local", "tcp", "udp")},
-}  # fmt: skip
+    "inbound": {name: _protocol(name, "inbound") for name in INBOUNDS},
+    "outbound": {name: _protocol(name, "outbound") for name in OUTBOUNDS},
+    "dns": {name: _server(name) for name in DNS_SERVERS},
+}
 
 
 def names(kind: str) -> list[str]:

@@ -55,7 +55,9 @@ def decode_section(value: Any, path: str) -> GatewayOptions:
     """The ``gateway`` object. Raises ConfigError."""
     options = decode(GatewayOptions, value, path)
     seen: dict[str, str] = {}
-    for kind, items in (("uplinks", options.uplinks), ("lans", options.lans)):
+    kinds: tuple[tuple[str, list[UplinkOptions] | list[LanOptions]], ...]
+    kinds = (("uplinks", options.uplinks), ("lans", options.lans))
+    for kind, items in kinds:
         for index, item in enumerate(items):
             here = f"{path}.{kind}[{index}].interface"
             if item.interface in seen:

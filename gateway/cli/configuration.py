@@ -12,10 +12,11 @@ from gateway.config.root import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", action="append", default=[], metavar="FILE",
-                        help='configuration file, repeatable; "stdin" reads standard input (default: config.json)')  # fmt: skip
-    parser.add_argument("-C", "--config-directory", action="append", default=[], metavar="DIR",
-                        help="every *.json of a directory, repeatable")  # fmt: skip
+    for words, metavar, text in (
+        (("-c", "--config"), "FILE", 'configuration file, repeatable; "stdin" reads standard input (config.json)'),
+        (("-C", "--config-directory"), "DIR", "every *.json of a directory, repeatable"),
+    ):
+        parser.add_argument(*words, action="append", default=[], metavar=metavar, help=text)
     parser.add_argument("-D", "--directory", default="", metavar="DIR", help="where relative paths start")
 
 

@@ -42,6 +42,8 @@ def parse(text: str, file: str) -> Any:
         raise ConfigError(
             f'key "{error}" stands twice in one object', file=file, line=_twice(clean, str(error))
         ) from None
+    except ValueError as error:  # Python's limit on the digits of a number
+        raise ConfigError(f"not JSON: a number is too long ({error})", file=file) from None
     except RecursionError:
         raise ConfigError("nested too deeply", file=file) from None
     return value
