@@ -55,12 +55,10 @@ def decode_section(value: Any, path: str) -> GatewayOptions:
     """The ``gateway`` object. Raises ConfigError."""
     options = decode(GatewayOptions, value, path)
     seen: dict[str, str] = {}
-    kinds: tuple[tuple[str, list[UplinkOptions] | list[LanOptions]], ...]
-    kinds = (("uplinks", options.uplinks), ("lans", options.lans))
-    for kind, items in kinds:
-        for index, item in enumerate(items):
-            here = f"{path}.{kind}[{index}].interface"
-            if item.interface in seen:
-                raise ConfigError(f'interface "{item.interface}" is already taken by {seen[item.interface]}', here)
-            seen[item.interface] = f"{path}.{kind}[{index}]"
+    names = [(f"{path}.uplinks[{index}]", item.interface) for index, item in enumerate(options.uplinks)]
+    names += [(f"{path}.lans[{index}]", item.interface) for index, item in enumerate(options.lans)]
+    for here, name in names:
+        if name in seen:
+            raise ConfigError(f'interface "{name}" is already taken by {seen[name]}', f"{here}.interface")
+        seen[name] = here
     return options
