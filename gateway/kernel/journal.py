@@ -1,0 +1,99 @@
+"""The undo journal: before each step that changes the host, its inverse is on disk.
+
+One JSON object a line in ``RUN/undo.jsonl``; the head line names the boot and the network namespace, since a journal of
+another boot or namespace describes a state that is gone. Replaying runs the steps backwards through executors that the
+owners of each kind supply. A step with the same key is recorded once only: the first original is the true one (a later
+read would see our own value).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+Step = dict[str, Any]
+Executor = Callable[[Step], Awaitable[None] | None]
+
+log = logging.getLogger(__name__)
+
+VALUES = ("value", "was", "old", "lifetime", "valid", "preferred", "pid", "start")
+"""Fields that hold a state and do not name the thing."""
+
+
+def head() -> Step:
+    """What identifies this boot and this network namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"boot": boot, "netns": os.stat("/proc/self/ns/net").st_ino}
+
+
+class Journal:
+    """``folder`` is the run directory of one instance (``/run/gateway/INSTANCE``), made 0700. An existing journal of
+    this boot and namespace is continued, any other is replaced. Raises OSError."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = folder / "undo.jsonl"
+        self._steps = read(self.path)
+        # Written anew, so that what is appended never continues a line torn by a crash.
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(step) + "\n" for step in (head(), *self._steps)))
+        os.replace(temporary, self.path)
+        self._keys = {_key(step) for step in self._steps}
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def record(self, step: Step) -> None:
+        """Append the inverse of what is about to be done; on disk when this returns."""
+        key = _key(step)
+        if key in self._keys:
+            return
+        self._keys.add(key)
+        self._steps.append(step)
+        self._file.write(json.dumps(step) + "\n")
+        self._file.flush()
+        os.fdatasync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[Step]:
+    """The steps of a journal of this boot and namespace; empty for any other, for none, and for a torn last line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in lines:
+        try:
+            step = json.loads(line)
+        except ValueError:
+            break  # torn by a crash while it was written: its step was not done
+        if isinstance(step, dict):
+            found.append(step)
+    return found[1:] if found and found[0] == head() else []
+
+
+async def replay(path: Path, executors: dict[str, Executor]) -> list[str]:
+    """Undo everything, newest first, and remove the journal. Returns what could not be undone, a line each; the
+    journal then stays for the next try."""
+    failed: list[str] = []
+    for step in reversed(read(path)):
+        try:
+            done = executors[step["kind"]](step)
+            if isawaitable(done):
+                await done
+        except Exception as error:  # one step that fails must not keep the others from being undone
+            failed.append(f"{step}: {error}")
+            log.warning("not undone: %s: %s", step, error)
+    if not failed:
+        path.unlink(missing_ok=True)
+    return failed
+
+
+def _key(step: Step) -> str:
+    return json.dumps({name: value for name, value in step.items() if name not in VALUES}, sort_keys=True)

@@ -1,0 +1,24 @@
+"""The ownerless table ``inet gateway_base``: loads ``nft/base.nft`` filled from a ``plan.Base``, or removes it."""
+
+from __future__ import annotations
+
+from gateway.core.errors import KernelError
+from gateway.kernel.nft.library import Library, folder
+from gateway.kernel.nft.render import base
+from gateway.kernel.plan import Base
+
+TABLE = "gateway_base"
+UNDO = {"kind": "nft", "op": "delete-table", "table": TABLE}
+"""The inverse of ``apply``, for the journal."""
+
+
+def apply(library: Library, plan: Base) -> None:
+    """Replace the table in one transaction. Raises KernelError; the old table then stands."""
+    library.run(base(plan, (folder() / "base.nft").read_text()))
+
+
+def undo(step: dict[str, object]) -> None:
+    """Executor of ``UNDO``; a table that is gone already is fine."""
+    if step.get("op") != "delete-table" or step.get("table") != TABLE:
+        raise KernelError("undo", 0, f"not a step of ours: {step}")
+    Library().run(f"add table inet {TABLE}\ndelete table inet {TABLE}\n")

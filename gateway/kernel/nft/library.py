@@ -1,0 +1,66 @@
+"""libnftables in this process: whole rulesets as text, one string one atomic transaction.
+
+Debian's ``python3-nftables`` (a ctypes binding). Its netlink socket is opened without CLOEXEC: it is set here at once,
+because an owned table lives as long as any copy of that descriptor.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gateway.core.errors import KernelError
+
+DEBIAN = "/usr/lib/python3/dist-packages"
+
+
+def folder() -> Path:
+    """Where the ``.nft`` files are: beside the package in a checkout, below the prefix when installed."""
+    checkout = Path(__file__).resolve().parents[3] / "nft"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share/gateway/nft"
+
+
+class Library:
+    """One libnftables context. Raises KernelError where the library is missing."""
+
+    def __init__(self) -> None:
+        before = _sockets()
+        try:
+            self._nft = _module().Nftables()
+        except (ImportError, OSError) as error:
+            raise KernelError("libnftables", 0, f"{error}; install python3-nftables") from None
+        for fd in _sockets() - before:
+            fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+
+    def run(self, text: str, *, check: bool = False) -> str:
+        """Load ``text``, or with ``check`` only see whether the kernel would take it. Returns what it printed. Raises
+        KernelError with nft's own words."""
+        self._nft.set_dry_run(check)
+        status, output, error = self._nft.cmd(text)
+        if status:
+            raise KernelError("nft", 0, str(error).strip() or f"status {status}")
+        return str(output)
+
+
+def _sockets() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.add(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def _module() -> Any:
+    try:
+        import nftables
+    except ImportError:
+        # A virtual environment without system packages: only this one module is taken from there.
+        sys.path.append(DEBIAN)
+        import nftables
+    return nftables

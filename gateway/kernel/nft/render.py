@@ -1,0 +1,44 @@
+"""Plans to nft text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from gateway.kernel.plan import Base, PortForward
+
+
+def base(plan: Base, text: str) -> str:
+    """One transaction that replaces the base table: ``text`` is ``nft/base.nft``. Raises ValueError on a bad
+    interface name."""
+    lines = ["add table inet gateway_base", "delete table inet gateway_base", text]
+    lines += _elements("wans", [quote(name) for name in plan.wans])
+    lines += _elements("lans", [quote(name) for name in plan.lans])
+    lines += _elements("open_tcp", map(str, plan.open_tcp))
+    lines += _elements("open_udp", map(str, plan.open_udp))
+    lines += [f"add rule inet gateway_base forwards {forward(item)}" for item in plan.forwards]
+    if not plan.firewall:
+        lines.append("flush chain inet gateway_base wan_input")
+        lines.append("flush chain inet gateway_base wan_forward")
+    return "\n".join(lines) + "\n"
+
+
+def _elements(name: str, values: Iterable[str]) -> list[str]:
+    joined = ", ".join(values)
+    return [f"add element inet gateway_base {name} {{ {joined} }}"] if joined else []
+
+
+def forward(item: PortForward) -> str:
+    """The rule of one port forward."""
+    ip = ip_address(item.to)
+    family = "ip" if ip.version == 4 else "ip6"
+    host = str(ip) if ip.version == 4 else f"[{ip}]"
+    guard = f"meta nfproto ipv{ip.version}"
+    return f"{guard} {item.network} dport {item.port} dnat {family} to {host}:{item.to_port or item.port}"
+
+
+def quote(name: str) -> str:
+    """An interface name as nft text. Raises ValueError where the name could end the string."""
+    if not name or len(name) > 15 or any(c in name for c in '"\\/ \n\t') or name in (".", ".."):
+        raise ValueError(f"{name!r} is not an interface name")
+    return f'"{name}"'

@@ -1,0 +1,64 @@
+"""The undo journal: what is recorded, what survives, what is void."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from gateway.kernel import journal
+from gateway.kernel.journal import Journal, Step, read, replay
+
+
+def test_replay_is_backwards_and_removes_the_journal(tmp_path: Path) -> None:
+    book = Journal(tmp_path / "run")
+    for number in range(3):
+        book.record({"kind": "x", "op": "delete", "n": number})
+    done: list[int] = []
+    assert asyncio.run(replay(book.path, {"x": lambda step: done.append(step["n"])})) == []
+    assert done == [2, 1, 0]
+    assert not book.path.exists()
+
+
+def test_the_first_original_stays(tmp_path: Path) -> None:
+    book = Journal(tmp_path)
+    book.record({"kind": "sysctl", "op": "set", "name": "a", "value": "0", "was": "1"})
+    book.close()
+    again = Journal(tmp_path)
+    again.record({"kind": "sysctl", "op": "set", "name": "a", "value": "1", "was": "2"})
+    assert [step["value"] for step in read(again.path)] == ["0"]
+
+
+def test_torn_line_is_dropped_and_not_continued(tmp_path: Path) -> None:
+    book = Journal(tmp_path)
+    book.record({"kind": "x", "n": 1})
+    book.record({"kind": "x", "n": 2})
+    book.close()
+    book.path.write_text(book.path.read_text()[:-5])
+    assert [step["n"] for step in read(book.path)] == [1]
+    again = Journal(tmp_path)
+    again.record({"kind": "x", "n": 3})
+    assert [step["n"] for step in read(again.path)] == [1, 3]
+
+
+def test_another_boot_or_namespace_is_void(tmp_path: Path) -> None:
+    for field, value in (("boot", "other"), ("netns", 1)):
+        path = tmp_path / f"{field}.jsonl"
+        path.write_text(json.dumps({**journal.head(), field: value}) + "\n" + json.dumps({"kind": "x"}) + "\n")
+        assert read(path) == []
+
+
+def test_a_failing_step_keeps_the_journal_and_not_the_others(tmp_path: Path) -> None:
+    book = Journal(tmp_path)
+    book.record({"kind": "good"})
+    book.record({"kind": "bad"})
+    done: list[Step] = []
+
+    def fail(step: Step) -> None:
+        raise OSError("no")
+
+    failed = asyncio.run(replay(book.path, {"good": done.append, "bad": fail}))
+    assert len(failed) == 1
+    assert "no" in failed[0]
+    assert done == [{"kind": "good"}]
+    assert book.path.exists()
