@@ -48,7 +48,8 @@ def parse_sockaddr(data: bytes) -> Address:
 def set_mark(sock: socket.socket, mark: int) -> None:
     """SO_MARK; 0 leaves the socket alone."""
     if mark:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        # As bytes: Python takes an int for a signed one, and a mark may have bit 31.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
 
 
 def set_transparent(sock: socket.socket) -> None:

@@ -121,7 +121,10 @@ class Client:
         self._do(Packet(data, source))
 
     def _do(self, event: Event) -> None:
-        for command in self.machine.handle(event, boottime()):
+        commands = self.machine.handle(event, boottime())
+        # First the clock: whatever fails below, the machine goes on.
+        self._timer.set(self.machine.deadline)
+        for command in commands:
             match command:
                 case Send():
                     self._port.send(command)
@@ -129,7 +132,6 @@ class Client:
                     self._port.listen(command)
                 case Changed():
                     self._publish(command)
-        self._timer.set(self.machine.deadline)
 
     def _publish(self, change: Changed) -> None:
         if change.lease is not None:

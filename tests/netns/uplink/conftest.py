@@ -10,7 +10,6 @@ import asyncio
 import ctypes
 import os
 import secrets
-import shutil
 import subprocess
 import threading
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from tests.peers import path
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -139,17 +140,5 @@ def net(tmp_path: Path) -> Iterator[Net]:
 
 
 def peer(name: str) -> str:
-    """The executable of a foreign program, by the place that installs them."""
-    try:
-        from tests.peers import path  # type: ignore[import-not-found]
-    except ImportError:
-        root = Path("/tmp/uplink-peers/root")
-        places = {
-            "kea-dhcp4": root / "usr/sbin/kea-dhcp4",
-            "dhcpd": root / "usr/sbin/dhcpd",
-            "busybox": root / "bin/busybox",
-        }
-        found = shutil.which(name) or places.get(name)
-        assert found, f"{name} is not installed"
-        return str(found)
+    """The executable of a foreign program, installed on first use."""
     return str(path(name))
