@@ -1,0 +1,74 @@
+"""What a rule does when it holds. Pure.
+
+``route``, ``reject`` and ``hijack-dns`` end the walk; ``route-options``, ``sniff`` and ``resolve`` add to what is known
+and let it go on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gateway.config.fields import Duration, UDPTimeout
+from gateway.config.shared import Options, Strategy
+
+STREAM_SNIFFERS = ("tls", "http", "dns", "bittorrent", "ssh", "rdp")
+PACKET_SNIFFERS = ("dns", "quic", "stun", "bittorrent", "dtls", "ntp")
+BUILT_SNIFFERS = frozenset({"tls", "http", "dns", "quic"})
+NAMED_PROTOCOLS = frozenset({"tls", "http", "quic"})
+"""Protocols whose first bytes can hold a name."""
+SERVER_FIRST = frozenset({25, 465, 587, 143, 993, 110, 995})
+"""Ports where the server speaks first: never sniffed."""
+
+
+class Overrides(Options):
+    """``route-options`` fields, also part of ``route``."""
+
+    override_address: str = ""
+    override_port: int = 0
+    udp_disable_domain_unmapping: bool = False
+    udp_connect: bool = False
+    udp_timeout: UDPTimeout = UDPTimeout(0)
+
+
+class Route(Overrides):
+    outbound: str = ""
+
+
+class RouteOptions(Overrides):
+    pass
+
+
+class Reject(Options):
+    """``default`` answers (TCP reset, ICMP unreachable), ``drop`` stays silent."""
+
+    method: Literal["", "default", "drop"] = ""
+    no_drop: bool = False
+
+
+class HijackDNS(Options):
+    pass
+
+
+class Sniff(Options):
+    """``sniffer`` empty: all. ``timeout`` in seconds."""
+
+    sniffer: str | list[str] = msgspec.field(default_factory=list)
+    timeout: Duration = Duration(0.3)
+
+    def protocols(self, network: str) -> tuple[str, ...]:
+        """Protocols that this action would try on ``network``, in order; what is not built yet is left out."""
+        wanted = [self.sniffer] if isinstance(self.sniffer, str) else self.sniffer
+        order = STREAM_SNIFFERS if network == "tcp" else PACKET_SNIFFERS
+        return tuple(one for one in order if one in BUILT_SNIFFERS and (not wanted or one in wanted))
+
+
+class Resolve(Options):
+    server: str = ""
+    strategy: Strategy = ""
+    disable_cache: bool = False
+    rewrite_ttl: int | None = None
+
+
+Action = Route | RouteOptions | Reject | HijackDNS | Sniff | Resolve

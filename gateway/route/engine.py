@@ -1,0 +1,171 @@
+"""Walks the rules for one flow; what needs I/O it asks its caller for. Pure.
+
+``Engine.start`` returns a ``Walk``. Each ``step()`` gives a ``Request`` (the caller sniffs or resolves, fills the
+``Findings`` it passed in, and calls ``step`` again) or the final ``Decision``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gateway.core.address import Address
+from gateway.core.flow import Findings, Flow
+from gateway.route.action import SERVER_FIRST, HijackDNS, Overrides, Reject, Resolve, Route, RouteOptions, Sniff
+from gateway.route.match import Rule, Sets, Subject, matches, point
+from gateway.route.options import RouteRule
+
+
+@dataclass(frozen=True, slots=True)
+class SniffRequest:
+    """Look at the first bytes for one of ``protocols``, for at most ``timeout`` seconds."""
+
+    protocols: tuple[str, ...]
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveRequest:
+    """Resolve ``domain`` into ``findings.addresses``; a failure ends the flow."""
+
+    domain: str
+    action: Resolve
+
+
+Request = SniffRequest | ResolveRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``outbound`` is a tag where ``action`` is route. ``rule`` is the index in ``route.rules``, -1 for ``final``.
+    ``destination`` differs from the flow's where a rule overrode it. ``method``: of a reject, default or drop."""
+
+    action: Literal["route", "reject", "hijack-dns"]
+    outbound: str = ""
+    rule: int = -1
+    method: Literal["default", "drop"] = "default"
+    no_drop: bool = False
+    destination: Address | None = None
+    udp_timeout: float = 0.0
+    udp_connect: bool = False
+    udp_disable_domain_unmapping: bool = False
+
+
+@dataclass(slots=True)
+class Trace:
+    """What a walk did: (rule index, whether it held, what it did), in order."""
+
+    steps: list[tuple[int, bool, str]] = field(default_factory=list)
+
+
+class Walk:
+    """One flow's way through the rules."""
+
+    __slots__ = ("_domain", "_findings", "_flow", "_index", "_options", "_rules", "_subject", "_trace", "_tried",
+                 "destination", "final")  # fmt: skip
+
+    def __init__(
+        self, rules: Sequence[RouteRule], final: str, flow: Flow, findings: Findings, sets: Sets,
+        trace: Trace | None = None,
+    ) -> None:  # fmt: skip
+        self._rules, self.final, self._flow, self._findings, self._trace = rules, final, flow, findings, trace
+        self._subject = Subject.of(flow, findings, sets)
+        self._index = 0
+        self._tried: set[str] = set()
+        self._domain = flow.destination.domain or ""
+        self._options: dict[str, float | bool] = {}
+        self.destination = flow.destination
+
+    def step(self) -> Request | Decision:
+        """On to the next thing that needs I/O, or to the end. Raises KeyError for a rule set that does not exist."""
+        self._subject.learn(self._domain, self._findings)
+        while self._index < len(self._rules):
+            index, rule = self._index, self._rules[self._index]
+            self._index += 1
+            held = matches(rule.match, self._subject)
+            if self._trace is not None:
+                self._trace.steps.append((index, held, type(rule.action).__name__))
+            if held and (done := self._act(index, rule)) is not None:
+                return done
+        return self._decide("route", -1, outbound=self.final)
+
+    def _act(self, index: int, rule: RouteRule) -> Request | Decision | None:
+        action = rule.action
+        if isinstance(action, Overrides):
+            self._override(action)
+        match action:
+            case Route():
+                return self._decide("route", index, outbound=action.outbound)
+            case Reject():
+                return self._decide("reject", index, method=action.method or "default", no_drop=action.no_drop)
+            case HijackDNS():
+                return self._decide("hijack-dns", index)
+            case Sniff():
+                return self._sniff(action)
+            case Resolve() if self.destination.domain:
+                return ResolveRequest(self.destination.domain, action)
+        return None
+
+    def _sniff(self, action: Sniff) -> SniffRequest | None:
+        if self.destination.port in SERVER_FIRST or self._findings.protocol:
+            return None
+        wanted = tuple(one for one in action.protocols(self._flow.network) if one not in self._tried)
+        if not wanted:
+            return None
+        self._tried.update(wanted)
+        return SniffRequest(wanted, float(action.timeout))
+
+    def _override(self, action: Overrides) -> None:
+        if action.override_address or action.override_port:
+            host = action.override_address or self.destination.host
+            self.destination = Address.of(host, action.override_port or self.destination.port)
+            ip = self.destination.ip
+            self._subject.destination = point(ip) if ip is not None else None
+            self._subject.port = self.destination.port
+            if action.override_address:
+                self._domain = self.destination.domain or ""
+                self._findings.addresses = ()
+                self._subject.learn(self._domain, self._findings)
+        if isinstance(action, RouteOptions) and action.udp_timeout:
+            self._options["udp_timeout"] = float(action.udp_timeout)
+        if action.udp_connect:
+            self._options["udp_connect"] = True
+        if action.udp_disable_domain_unmapping:
+            self._options["udp_disable_domain_unmapping"] = True
+
+    def _decide(
+        self, action: Literal["route", "reject", "hijack-dns"], rule: int, *, outbound: str = "",
+        method: Literal["default", "drop"] = "default", no_drop: bool = False,
+    ) -> Decision:  # fmt: skip
+        return Decision(
+            action, outbound, rule, method, no_drop, self.destination,
+            udp_timeout=float(self._options.get("udp_timeout", 0.0)),
+            udp_connect=bool(self._options.get("udp_connect", False)),
+            udp_disable_domain_unmapping=bool(self._options.get("udp_disable_domain_unmapping", False)),
+        )  # fmt: skip
+
+
+class Engine:
+    """The ordered rules of one configuration. ``final`` is an outbound's tag (the caller resolved the default);
+    ``sets`` maps the tags of rule sets to their rules."""
+
+    __slots__ = ("final", "rules", "sets")
+
+    def __init__(
+        self, rules: Sequence[RouteRule], final: str, sets: Mapping[str, Sequence[Rule]] | None = None
+    ) -> None:
+        self.rules = tuple(rules)
+        self.final = final
+        self.sets: Sets = sets or {}
+
+    def start(self, flow: Flow, findings: Findings, trace: Trace | None = None) -> Walk:
+        return Walk(self.rules, self.final, flow, findings, self.sets, trace)
+
+    def decide(self, flow: Flow, findings: Findings) -> Decision:
+        """As if every sniff and resolve had already filled ``findings``: what is in there now is all there is."""
+        walk = self.start(flow, findings)
+        while True:
+            done = walk.step()
+            if isinstance(done, Decision):
+                return done

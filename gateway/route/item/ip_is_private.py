@@ -1,0 +1,27 @@
+"""``ip_is_private``: the destination is not a public address. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.route.item.base import Item, truth
+from gateway.route.item.ipset import PRIVATE
+
+if TYPE_CHECKING:
+    from gateway.route.match import Subject
+
+
+class IPIsPrivate(Item):
+    __slots__ = ()
+    key = "ip_is_private"
+    group = "destination"
+    set = PRIVATE
+
+    @classmethod
+    def parse(cls, value: Any) -> IPIsPrivate:
+        return cls(truth(value))
+
+    def match(self, subject: Subject) -> bool:
+        if subject.destination is not None:
+            return subject.destination in PRIVATE
+        return any(point in PRIVATE for point in subject.addresses)

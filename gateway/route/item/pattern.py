@@ -1,0 +1,35 @@
+"""Go's regular expressions: RE2 itself. Pure.
+
+Go's ``regexp`` and Google's RE2 share one syntax and one semantics, which Python's ``re`` does not (no backreferences
+or lookaround, other flags, linear time); so the library is the same family, not a translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import re2
+
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
+
+
+class Patterns:
+    """Several expressions, searched unanchored; any may match."""
+
+    __slots__ = ("_compiled",)
+
+    def __init__(self, expressions: Iterable[str]) -> None:
+        """Raises ValueError naming the expression that RE2 refuses."""
+        self._compiled: list[Any] = []
+        for expression in expressions:
+            try:
+                self._compiled.append(re2.compile(expression, _OPTIONS))
+            except re2.error as error:
+                reason = error.args[0] if error.args else error
+                reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+                raise ValueError(f'"{expression}" is not a regular expression of RE2: {reason}') from None
+
+    def search(self, text: str) -> bool:
+        return any(compiled.search(text) for compiled in self._compiled)

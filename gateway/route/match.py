@@ -1,0 +1,200 @@
+"""Whether a rule holds for a flow or a DNS question: the judge of what a configuration means. Pure.
+
+A default rule is, with values of one key ORed::
+
+    (domain* | ip_cidr | ip_is_private) & (port*) & (source_ip*) & (source_port*) & every other item & rule_set
+
+The rules inside a rule set share the outer rule's groups: what has matched outside counts as matched inside, and what
+matched inside counts outside. ``invert`` turns the result, except that of a rule in which nothing was tested.
+Follows the observable behaviour of sing-box 1.12.12, its order of evaluation included. DNS rules use the same matcher:
+they fill ``query_type``, and set ``ignore_addresses`` where the answer is not known yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from gateway.core.address import IP
+from gateway.core.flow import Findings, Flow, Process
+from gateway.route.item.base import Group, Item
+from gateway.route.item.ipset import Point
+
+Sets = Mapping[str, Sequence["Rule"]]
+"""Rule set tag to its rules."""
+
+
+def point(ip: IP) -> Point:
+    return (ip.version, int(ip))
+
+
+class Subject:
+    """What rules ask about, and the matcher's own notes while it walks one rule."""
+
+    __slots__ = (
+        "accept_empty", "addresses", "auth_user", "client", "destination", "ignore_addresses", "inbound",
+        "ip_version", "match_source", "matched", "name", "network", "port", "process", "protocol", "query_type",
+        "sets", "source", "source_port", "tested",
+    )  # fmt: skip
+
+    def __init__(self, sets: Sets | None = None) -> None:
+        self.sets: Sets = sets or {}
+        self.inbound = self.network = self.auth_user = self.protocol = self.client = self.name = ""
+        self.source: Point | None = None
+        self.destination: Point | None = None
+        self.addresses: tuple[Point, ...] = ()
+        self.source_port = self.port = self.ip_version = 0
+        self.process: Process | None = None
+        self.query_type = -1
+        self.ignore_addresses = False
+        """DNS: the answer is not known yet, so address items count as matched."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Before each top-level rule and before each child of a logical rule."""
+        self.match_source = self.accept_empty = self.tested = False
+        self.matched: set[Group] = set()
+
+    @classmethod
+    def of(cls, flow: Flow, findings: Findings, sets: Sets) -> Subject:
+        self = cls(sets)
+        self.inbound, self.network, self.auth_user = flow.inbound, flow.network, flow.user
+        self.process = flow.process
+        if flow.source.ip is not None:
+            self.source = point(flow.source.ip)
+        self.source_port, self.port = flow.source.port, flow.destination.port
+        host = flow.destination.host
+        if not isinstance(host, str):
+            self.destination = point(host)
+            self.ip_version = host.version
+        self.learn(flow.destination.domain or "", findings)
+        return self
+
+    def learn(self, domain: str, findings: Findings) -> None:
+        """Take over what was found out. A flow's name is the destination's own (``domain``), else the sniffed one, else
+        the learned one that this client resolved last."""
+        self.protocol, self.client = findings.protocol, findings.client
+        self.name = (domain or findings.domain or (findings.learned[0] if findings.learned else "")).lower()
+        self.addresses = tuple(point(ip) for ip in findings.addresses)
+
+
+class Default:
+    """A rule of items. ``rule_set`` are tags, looked up in the subject's sets when matching."""
+
+    __slots__ = ("accept_empty", "groups", "invert", "items", "match_source", "plain", "rule_set")
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        rule_set: tuple[str, ...] = (),
+        *,
+        match_source: bool = False,
+        accept_empty: bool = False,
+        invert: bool = False,
+    ) -> None:
+        self.items = tuple(items)
+        self.rule_set = rule_set
+        self.match_source = match_source
+        self.accept_empty = accept_empty
+        self.invert = invert
+        self.plain = tuple(item for item in items if not item.group)
+        order: tuple[Group, ...] = ("source", "source_port", "destination", "port")
+        self.groups = tuple(
+            (group, members) for group in order if (members := tuple(item for item in items if item.group == group))
+        )
+
+    def match(self, subject: Subject) -> bool:
+        """Leaves its marks in the subject, as an inner rule of a rule set must. Raises KeyError for an unknown set."""
+        if not self.items and not self.rule_set:
+            return True
+        groups = self.groups
+        if subject.ignore_addresses:
+            groups = self._without_addresses()
+        matched = subject.matched
+        for group, members in groups:
+            if group not in matched:
+                subject.tested = True
+                for item in members:
+                    if item.match(subject):
+                        matched.add(group)
+                        break
+        for item in self.plain:
+            subject.tested = True
+            if not item.match(subject):
+                return self.invert
+        if self.rule_set:
+            subject.match_source, subject.accept_empty = self.match_source, self.accept_empty
+            if not any(match_any(subject.sets[tag], subject) for tag in self.rule_set):
+                return self.invert
+        for group, _ in groups:
+            if group not in matched:
+                return self.invert
+        return not self.invert or not subject.tested
+
+    def _without_addresses(self) -> tuple[tuple[Group, tuple[Item, ...]], ...]:
+        out = []
+        for group, members in self.groups:
+            if group == "destination":
+                members = tuple(item for item in members if item.key not in ("ip_cidr", "ip_is_private"))
+                if not members:
+                    continue
+            out.append((group, members))
+        return tuple(out)
+
+    def __str__(self) -> str:
+        parts = [str(item) for item in self.items]
+        if self.rule_set:
+            parts.append("rule_set=" + ",".join(self.rule_set))
+        text = " ".join(parts) or "everything"
+        return f"!({text})" if self.invert else text
+
+
+class Logical:
+    """``and`` or ``or`` of rules; never empty."""
+
+    __slots__ = ("invert", "mode", "rules")
+
+    def __init__(self, mode: Literal["and", "or"], rules: Sequence[Rule], *, invert: bool = False) -> None:
+        self.mode = mode
+        self.rules = tuple(rules)
+        self.invert = invert
+
+    def match(self, subject: Subject) -> bool:
+        wanted = self.mode == "or"
+        for rule in self.rules:
+            subject.reset()
+            if rule.match(subject) == wanted:
+                return wanted != self.invert
+        return (not wanted) != self.invert
+
+    def __str__(self) -> str:
+        text = (" && " if self.mode == "and" else " || ").join(f"({rule})" for rule in self.rules)
+        return f"!({text})" if self.invert else text
+
+
+Rule = Default | Logical
+
+
+def match_any(rules: Sequence[Rule], subject: Subject) -> bool:
+    """A rule set holds where any of its rules does; their marks are shared."""
+    return any(rule.match(subject) for rule in rules)
+
+
+def matches(rule: Rule, subject: Subject) -> bool:
+    """A top-level rule, with fresh notes. Raises KeyError for an unknown rule set."""
+    subject.reset()
+    return rule.match(subject)
+
+
+def items(rule: Rule) -> list[Item]:
+    """All items of a rule and its children, without those of rule sets."""
+    if isinstance(rule, Default):
+        return list(rule.items)
+    return [item for child in rule.rules for item in items(child)]
+
+
+def set_tags(rule: Rule) -> list[str]:
+    """All rule sets that a rule and its children name."""
+    if isinstance(rule, Default):
+        return list(rule.rule_set)
+    return [tag for child in rule.rules for tag in set_tags(child)]
