@@ -8,7 +8,7 @@ from gateway.config.shared import ListenOptions, RemoteOptions, User
 class InboundOptions(ListenOptions):
     """``users`` empty: everybody may enter."""
 
-    users: list[User] = []
+    users: list[User] = []  # noqa: RUF012 (msgspec copies defaults)
 
 
 class OutboundOptions(RemoteOptions, kw_only=True):
@@ -17,7 +17,7 @@ class OutboundOptions(RemoteOptions, kw_only=True):
     username: str = ""
     password: str = ""
     path: str = ""
-    headers: dict[str, str | list[str]] = {}
+    headers: dict[str, str | list[str]] = {}  # noqa: RUF012 (msgspec copies defaults)
 
     def __post_init__(self) -> None:
         fields = {name: [value] if isinstance(value, str) else value for name, value in self.headers.items()}

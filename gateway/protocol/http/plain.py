@@ -113,7 +113,7 @@ class Exchange:
                     out = self._client.send(self._stripped(event))
             elif isinstance(event, h11.Response):
                 out = self._client.send(self._stripped(event))
-            elif isinstance(event, h11.Data) or isinstance(event, h11.EndOfMessage):
+            elif isinstance(event, h11.Data | h11.EndOfMessage):
                 out = self._client.send(event)
             else:
                 raise h11.RemoteProtocolError("server closed before its answer")

@@ -8,4 +8,4 @@ from gateway.config.shared import ListenOptions, User
 class InboundOptions(ListenOptions):
     """``users`` count for SOCKS and HTTP alike; empty: everybody may enter."""
 
-    users: list[User] = []
+    users: list[User] = []  # noqa: RUF012 (msgspec copies defaults)

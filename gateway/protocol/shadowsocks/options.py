@@ -31,7 +31,7 @@ class InboundOptions(ListenOptions, kw_only=True):
 
     method: MethodName
     password: str = ""
-    users: list[ShadowsocksUser] = []
+    users: list[ShadowsocksUser] = []  # noqa: RUF012 (msgspec copies defaults)
     network: NetworkList = None
 
     def __post_init__(self) -> None:

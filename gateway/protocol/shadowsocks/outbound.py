@@ -24,7 +24,8 @@ class Outbound:
 
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
-        self.networks: frozenset[Network] = frozenset(as_list(options.network) or ("tcp", "udp"))
+        networks: list[Network] = as_list(options.network) or ["tcp", "udp"]
+        self.networks = frozenset(networks)
         self._wiring = wiring
         self._server = Address.of(options.server, options.server_port)
         self._method = METHODS[options.method]

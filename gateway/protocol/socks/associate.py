@@ -10,7 +10,7 @@ from gateway.core.errors import PeerError
 from gateway.core.flow import Flow
 from gateway.core.stream import Buffer
 from gateway.kernel.edge import IN
-from gateway.kernel.sockopt import address_of
+from gateway.kernel.sockopt import address_of, set_mark
 from gateway.protocol.socks import codec
 
 BATCH = 64
@@ -33,6 +33,7 @@ class Association:
         family = socket.AF_INET if local.ip.version == 4 else socket.AF_INET6
         self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
+            set_mark(self._sock, wiring.mark)
             self._sock.bind((str(local.ip), 0))
             self.bound = address_of(self._sock.getsockname())
             wiring.edge.add(self._sock.fileno(), IN, self._readable)

@@ -10,7 +10,7 @@ from gateway.config.shared import ListenOptions, NetworkList, RemoteOptions, Use
 class InboundOptions(ListenOptions):
     """``users`` empty: everybody may enter."""
 
-    users: list[User] = []
+    users: list[User] = []  # noqa: RUF012 (msgspec copies defaults)
 
 
 class OutboundOptions(RemoteOptions, kw_only=True):

@@ -24,9 +24,9 @@ class Outbound:
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
         self._version: codec.Version = options.version or "5"
-        networks = as_list(options.network) or ("tcp", "udp")
+        networks: list[Network] = as_list(options.network) or ["tcp", "udp"]
         # SOCKS 4 has no UDP.
-        self.networks: frozenset[Network] = frozenset(networks) - ({"udp"} if self._version != "5" else set())
+        self.networks = frozenset(name for name in networks if name == "tcp" or self._version == "5")
         self._wiring = wiring
         self._options = options
         self._server = Address.of(options.server, options.server_port)

@@ -34,7 +34,7 @@ def shake(client, server, step=1):
 @pytest.mark.parametrize("step", [1, 1000])
 def test_version_5(users, target, step):
     server = codec.Server(users)
-    client = codec.Client("5", target, codec.CONNECT, *([*users.items()][0] if users else ("", "")))
+    client = codec.Client("5", target, codec.CONNECT, *(next(iter(users.items())) if users else ("", "")))
     shake(client, server, step)
     assert server.request == (5, codec.CONNECT, target, "me" if users else "")
     assert client.bound == Address.of("192.0.2.9", 9)
