@@ -16,6 +16,10 @@ from tests.interop.web import curl, web
 USERS = [{"username": "me", "password": "secret"}]
 
 
+def connection(gateway):
+    return socket.create_connection(("127.0.0.1", gateway.port), DEADLINE)
+
+
 @pytest.mark.peer("curl")
 def test_connect_from_curl():
     with web() as (port, body), Gateway({"type": "http"}) as gateway:
@@ -105,16 +109,15 @@ def test_out_to_tinyproxy():
     with echo() as target, program(peers.path("tinyproxy"), "-d", "-c", "CONFIG", config=config, ready=port):
         with Gateway({"type": "socks"}, outbound | USERS[0]) as gateway:
             check_stream(socks_connect(gateway.port, "127.0.0.1", target))
-        with Gateway({"type": "socks"}, outbound | {"username": "me", "password": "x"}) as gateway:
-            with pytest.raises(AssertionError):
-                socks_connect(gateway.port, "127.0.0.1", target)
+        wrong = Gateway({"type": "socks"}, outbound | {"username": "me", "password": "x"})
+        with wrong as gateway, pytest.raises(AssertionError):
+            socks_connect(gateway.port, "127.0.0.1", target)
 
 
 def test_bytes_right_behind_connect_are_kept():
-    with echo() as target, Gateway({"type": "http"}) as gateway:
-        with socket.create_connection(("127.0.0.1", gateway.port), DEADLINE) as sock:
-            sock.sendall(f"CONNECT 127.0.0.1:{target} HTTP/1.1\r\nHost: x\r\n\r\nearly".encode())
-            assert exactly(sock, 39 + 5) == b"HTTP/1.1 200 Connection established\r\n\r\nearly"
+    with echo() as target, Gateway({"type": "http"}) as gateway, connection(gateway) as sock:
+        sock.sendall(f"CONNECT 127.0.0.1:{target} HTTP/1.1\r\nHost: x\r\n\r\nearly".encode())
+        assert exactly(sock, 39 + 5) == b"HTTP/1.1 200 Connection established\r\n\r\nearly"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,6 @@ def test_bad_requests(head):
 
 def test_password_is_compared_whole():
     token = base64.b64encode(b"me:secretx").decode()
-    with Gateway({"type": "http", "users": USERS}) as gateway:
-        with socket.create_connection(("127.0.0.1", gateway.port), DEADLINE) as sock:
-            sock.sendall(f"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic {token}\r\n\r\n".encode())
-            assert exactly(sock, 12) == b"HTTP/1.1 407"
+    with Gateway({"type": "http", "users": USERS}) as gateway, connection(gateway) as sock:
+        sock.sendall(f"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic {token}\r\n\r\n".encode())
+        assert exactly(sock, 12) == b"HTTP/1.1 407"
