@@ -39,11 +39,9 @@ def host_lines(host: Host, links: tuple[Link, ...], *, first: bool = True) -> li
         if first or name in mine:
             lines += [f"addr add {text} dev {name}" + (" nodad" if ":" in text else "") for text in addresses]
     for route in host.routes if first else ():
-        family = "-6 " if ":" in route.via else ""
-        target = "default" if route.target == "default6" else route.target
-        lines.append(
-            f"{family}route add {target} via {route.via}" + (f" dev {route.interface}" if route.interface else "")
-        )
+        target = "::/0" if route.target == "default6" else route.target
+        device = f" dev {route.interface}" if route.interface else ""
+        lines.append(f"route add {target} via {route.via}{device}")
     return lines
 
 

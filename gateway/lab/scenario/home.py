@@ -1,0 +1,293 @@
+"""A home network and its internet, as data.
+
+::
+
+    lan1 ─┐                                    ┌─ site1 ... site5   HTTP, HTTPS, HTTP/3, UDP echo, banner
+          ├─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server
+    lan2 ─┘                        DHCP, DNS   └─ vps               Shadowsocks (libev) and Shadowsocks 2022 (Xray)
+
+The lab gives addresses to everything but the router: those are the gateway's work. :func:`draw` draws names, addresses
+and secrets, all of documentation ranges (RFC 5737, RFC 3849, RFC 2606) but the LAN's own; :func:`topology` makes the
+laboratory of them. IPv6 is routed: the isp sends ``lan6`` (a /64) to ``router6`` on the WAN.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import ipaddress
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.lab.certificate import authority
+from gateway.lab.topology import Bridge, End, Host, Link, Listener, Route, Service, Topology
+
+SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeio"]
+SITE_PORTS = {"http": 80, "https": 443, "udp": 7, "quic": 443, "banner": 22}
+SHADOWSOCKS_PORT, SHADOWSOCKS_2022_PORT = 8388, 8389
+SHADOWSOCKS_METHOD, SHADOWSOCKS_2022_METHOD = "aes-128-gcm", "2022-blake3-aes-128-gcm"
+
+
+@dataclass(frozen=True)
+class Site:
+    """An internet host: its lab name, its addresses, and the domain names that lead to it."""
+
+    host: str
+    ipv4: str
+    ipv6: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Home:
+    """All that was drawn. Addresses are texts without a prefix length, networks with one.
+
+    ``lan4``/``lan6`` are the LAN's networks, ``router_lan4``/``router_lan6`` the gateway's addresses in them,
+    ``router_wan6`` its static IPv6 on the WAN with ``isp6`` as next hop; IPv4 on the WAN comes by DHCP out of
+    ``pool``, with ``isp4`` as router and name server. ``sites[4]`` has two names for its one pair of addresses.
+    """
+
+    lan4: str
+    lan6: str
+    router_lan4: str
+    router_lan6: str
+    lan1: Site
+    lan2: Site
+    wan4: str
+    wan6: str
+    isp4: str
+    isp6: str
+    pool: tuple[str, str]
+    router_wan6: str
+    sites: tuple[Site, ...]
+    resolver: Site
+    vps: Site
+    shadowsocks_password: str
+    shadowsocks_2022_password: str
+    wan_mac: str
+
+    @property
+    def records(self) -> Mapping[str, tuple[str, str]]:
+        """Domain name -> (IPv4, IPv6) of every site, the resolver and the VPS."""
+        return {name: (s.ipv4, s.ipv6) for s in (*self.sites, self.resolver, self.vps) for name in s.names}
+
+
+def draw(chance: random.Random, sites: int = 5) -> Home:
+    """Names, addresses and secrets; the same generator state draws the same home."""
+
+    def word() -> str:
+        return "".join(chance.choice(SYLLABLES) for _ in range(3)) + str(chance.randrange(10, 100))
+
+    lan = f"192.168.{chance.randrange(10, 250)}"
+    block = f"2001:db8:{chance.randrange(0x1000, 0xFFFF):x}"
+    low, high = chance.sample(range(2, 250), sites + 2), chance.sample(range(0x100, 0xFFFF), sites + 2)
+    # Half of the internet is in each of two ranges.
+    fours = [f"{'198.51.100' if number % 2 else '203.0.113'}.{last}" for number, last in enumerate(low)]
+    sixes = [f"{block}:f::{last:x}" for last in high]
+    names: list[tuple[str, ...]] = [(f"www.{word()}.example",) for _ in range(sites + 2)]
+    names[sites - 1] += (f"cdn.{word()}.example",)
+    hosts = [*(f"site{number + 1}" for number in range(sites)), "resolver", "vps"]
+    made = tuple(Site(*parts) for parts in zip(hosts, fours, sixes, names, strict=True))
+    return Home(
+        lan4=f"{lan}.0/24",
+        lan6=f"{block}:a::/64",
+        router_lan4=f"{lan}.1",
+        router_lan6=f"{block}:a::1",
+        lan1=Site("lan1", f"{lan}.{chance.randrange(10, 50)}", f"{block}:a::{chance.randrange(0x10, 0x50):x}"),
+        lan2=Site("lan2", f"{lan}.{chance.randrange(50, 90)}", f"{block}:a::{chance.randrange(0x50, 0x90):x}"),
+        wan4="192.0.2.0/24",
+        wan6=f"{block}:e::/64",
+        isp4="192.0.2.1",
+        isp6=f"{block}:e::1",
+        pool=("192.0.2.100", "192.0.2.199"),
+        router_wan6=f"{block}:e::{chance.randrange(0x10, 0xFFFF):x}",
+        sites=made[:sites],
+        resolver=made[sites],
+        vps=made[sites + 1],
+        shadowsocks_password=chance.randbytes(12).hex(),
+        shadowsocks_2022_password=base64.b64encode(chance.randbytes(16)).decode(),
+        wan_mac="02:" + ":".join(f"{byte:02x}" for byte in chance.randbytes(5)),
+    )
+
+
+def topology(
+    home: Home,
+    programs: Mapping[str, str],
+    now: datetime.datetime,
+    *,
+    renew: tuple[int, int] = (5, 12),
+    uplink: bool = True,
+) -> Topology:
+    """The laboratory of ``home``.
+
+    ``programs``: executables ``python dnsmasq ss-server xray``; a VPS service without its program is left out.
+    ``renew`` is what the DHCP server says for T1 and T2, in seconds. ``uplink`` False leaves the cable of the WAN
+    out; plug :func:`uplink_link` in later.
+    """
+    every = (*home.sites, home.resolver, home.vps)
+    names, addresses = [*home.records], [text for site in every for text in (site.ipv4, site.ipv6)]
+    ports = tuple(f"to-{site.host}" for site in every)
+    links = [Link(End("isp", f"to-{site.host}"), End(site.host, "eth0")) for site in every]
+    links += [Link(End("router", f"to-{name}"), End(name, "eth0")) for name in ("lan1", "lan2")]
+    if uplink:
+        links.append(uplink_link(home))
+    hosts = [
+        Host(
+            "router",
+            bridges=(Bridge("lan", ("to-lan1", "to-lan2")),),
+            # Until the gateway runs, a router has no resolver but its own.
+            nameservers=("127.0.0.1",),
+        ),
+        _isp(home, ports),
+        *(_lan_host(home, site) for site in (home.lan1, home.lan2)),
+        *(_internet_host(home, site) for site in every),
+    ]
+    services = [
+        _names(home, "isp", programs, _dhcp(home, renew)),
+        _names(home, "resolver", programs, ""),
+        *(_site(site, programs) for site in home.sites),
+        *_vps(home, programs),
+        _banner("router", programs),
+        _banner("lan1", programs),
+        _banner("lan2", programs),
+    ]
+    return Topology("home", tuple(hosts), tuple(links), tuple(services), authority(names, addresses, now))
+
+
+def uplink_link(home: Home) -> Link:
+    """The cable between the router and the isp."""
+    return Link(End("router", "wan", mac=home.wan_mac), End("isp", "wan"))
+
+
+def _length(network: str) -> str:
+    return "/" + network.partition("/")[2]
+
+
+def _isp(home: Home, ports: tuple[str, ...]) -> Host:
+    inside = str(ipaddress.ip_network(f"{home.vps.ipv6}/64", strict=False)[1])
+    return Host(
+        "isp",
+        bridges=(Bridge("net", ports),),
+        addresses={
+            "net": ("198.51.100.1/24", "203.0.113.1/24", f"{inside}/64"),
+            "wan": (home.isp4 + _length(home.wan4), home.isp6 + _length(home.wan6)),
+        },
+        routes=(Route(home.lan6, home.router_wan6, "wan"),),
+        sysctls={"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"},
+        nameservers=("127.0.0.1",),
+    )
+
+
+def _internet_host(home: Home, site: Site) -> Host:
+    gateway4 = site.ipv4.rpartition(".")[0] + ".1"
+    gateway6 = str(ipaddress.ip_network(f"{site.ipv6}/64", strict=False)[1])
+    return Host(
+        site.host,
+        addresses={"eth0": (f"{site.ipv4}/24", f"{site.ipv6}/64")},
+        routes=(Route("default", gateway4), Route("default6", gateway6)),
+        nameservers=(home.resolver.ipv4,),
+    )
+
+
+def _lan_host(home: Home, site: Site) -> Host:
+    return Host(
+        site.host,
+        addresses={"eth0": (site.ipv4 + _length(home.lan4), site.ipv6 + _length(home.lan6))},
+        routes=(Route("default", home.router_lan4), Route("default6", home.router_lan6)),
+        nameservers=(home.router_lan4,),
+    )
+
+
+def _names(home: Home, host: str, programs: Mapping[str, str], more: str) -> Service:
+    """dnsmasq: the records of the whole internet, and what ``more`` says."""
+    records = [f"host-record={name},{four},{six}" for name, (four, six) in home.records.items()]
+    base = ["no-resolv", "no-hosts", "local=/example/", "user=root", "pid-file=", "log-facility={folder}/log"]
+    base += ["bind-dynamic", "log-queries", "cache-size=0"]
+    text = "\n".join([*base, *records]) + "\n" + more
+    command = (programs["dnsmasq"], "--keep-in-foreground", "--conf-file={folder}/dnsmasq.conf")
+    return Service(host, "dnsmasq", command, {"dnsmasq.conf": text}, ready=(("udp", 53), ("tcp", 53)))
+
+
+def _dhcp(home: Home, renew: tuple[int, int]) -> str:
+    # The shortest lease of dnsmasq is two minutes; T1 and T2 (options 58, 59) make clients renew sooner.
+    return "\n".join(
+        [
+            f"dhcp-range={home.pool[0]},{home.pool[1]},255.255.255.0,2m",
+            "dhcp-authoritative",
+            "dhcp-leasefile={folder}/leases",
+            f"dhcp-option=option:router,{home.isp4}",
+            f"dhcp-option=option:dns-server,{home.isp4}",
+            "dhcp-option=option:domain-name,isp.example",
+            f"dhcp-option-force=option:T1,{renew[0]}",
+            f"dhcp-option-force=option:T2,{renew[1]}",
+            "log-dhcp",
+            "interface=wan",
+            "interface=net",
+            "no-dhcp-interface=net",
+            "",
+        ]
+    )
+
+
+def _site(site: Site, programs: Mapping[str, str]) -> Service:
+    command = [programs["python"], "-m", "gateway.lab.server", "--site", site.host, "--shared", "{shared}"]
+    command += ["--address", site.ipv4, "--address", site.ipv6]
+    for name, port in SITE_PORTS.items():
+        command += [f"--{name}", str(port)]
+    ready = [_udp(port) if name in ("udp", "quic") else _tcp(port) for name, port in SITE_PORTS.items()]
+    return Service(site.host, "site", tuple(command), ready=tuple(ready))
+
+
+def _banner(host: str, programs: Mapping[str, str]) -> Service:
+    """What must stay reachable where it is: a login service, and a page to forward a port to."""
+    command = (programs["python"], "-m", "gateway.lab.server", "--site", host, "--shared", "{shared}")
+    ports = ["--banner", "22"] if host == "router" else ["--banner", "22", "--http", "8080", "--udp", "7"]
+    return Service(host, "login", (*command, *ports), ready=(("tcp", 22),))
+
+
+def _vps(home: Home, programs: Mapping[str, str]) -> list[Service]:
+    services = []
+    if "ss-server" in programs:
+        settings = {
+            "server": [home.vps.ipv6, home.vps.ipv4],
+            "server_port": SHADOWSOCKS_PORT,
+            "password": home.shadowsocks_password,
+            "method": SHADOWSOCKS_METHOD,
+            "mode": "tcp_and_udp",
+            "timeout": 60,
+        }
+        command = ("ss-server", programs["ss-server"], "-c")
+        services.append(_proxy(command, json.dumps(settings), SHADOWSOCKS_PORT))
+    if "xray" in programs:
+        inbound = {
+            "listen": "::",
+            "port": SHADOWSOCKS_2022_PORT,
+            "protocol": "shadowsocks",
+            "settings": {
+                "method": SHADOWSOCKS_2022_METHOD,
+                "password": home.shadowsocks_2022_password,
+                "network": "tcp,udp",
+            },
+        }
+        # Without this rule Xray's freedom refuses addresses that it takes for private.
+        freedom = {"protocol": "freedom", "settings": {"finalRules": [{"action": "allow"}]}}
+        text = json.dumps({"log": {"loglevel": "info"}, "inbounds": [inbound], "outbounds": [freedom]})
+        services.append(_proxy(("xray", programs["xray"]), text, SHADOWSOCKS_2022_PORT))
+    return services
+
+
+def _tcp(port: int) -> Listener:
+    return "tcp", port
+
+
+def _udp(port: int) -> Listener:
+    return "udp", port
+
+
+def _proxy(command: tuple[str, ...], config: str, port: int) -> Service:
+    """``command`` is the service's name, the program and its options; the configuration file comes last."""
+    name, *words = command
+    ready = (_tcp(port), _udp(port))
+    return Service("vps", name, (*words, "{folder}/config.json"), {"config.json": config}, ready)
