@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
+
+from gateway.core.errors import ConfigError
 
 _P = "gateway.protocol."
 _D = "gateway.dns.server."
@@ -37,6 +40,12 @@ INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tpro
 OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks")
 DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
 
+SECTIONS = {
+    "route": ("gateway.route.options", "parse_route"),
+    "dns": ("gateway.dns.options", "decode_section"),
+    "gateway": ("gateway.options", "decode_section"),
+}
+
 TABLE: dict[str, dict[str, Entry]] = {
     "inbound": {name: _protocol(name, "inbound") for name in INBOUNDS},
     "outbound": {name: _protocol(name, "outbound") for name in OUTBOUNDS},
@@ -61,9 +70,16 @@ def runtime(kind: str, name: str) -> type[Any]:
 
 def section(name: str) -> Callable[[Any, str], Any]:
     """Decoder of a top-level object, ``(JSON value, path) -> options``: ``route``, ``dns`` or ``gateway``."""
-    module = "gateway.options" if name == "gateway" else f"gateway.{name}.options"
-    found: Callable[[Any, str], Any] = import_module(module).decode_section
+    module, decoder = SECTIONS[name]
+    if find_spec(module) is None:
+        return lambda value, path: _not_built(value, path)
+    found: Callable[[Any, str], Any] = getattr(import_module(module), decoder)
     return found
+
+
+def _not_built(value: Any, path: str) -> None:
+    if value:
+        raise ConfigError("exists in sing-box but is not built yet; remove it", path)
 
 
 def _load(entry: Entry, place: str) -> type[Any]:

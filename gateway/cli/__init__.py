@@ -13,6 +13,9 @@ from importlib import import_module
 from gateway.core.errors import GatewayError
 
 COMMANDS = {
+    "down": "undo everything that a gateway made on this host",
+    "run": "run the gateway",
+    "status": "what the running gateway says of itself",
     "check": "judge a configuration without starting it",
     "format": "print a configuration in canonical form",
     "lab": "a home network in namespaces, to play in",

@@ -32,16 +32,17 @@ def head() -> Step:
 
 
 class Journal:
-    """``folder`` is the run directory of one instance (``/run/gateway/INSTANCE``), made 0700. An existing journal of
+    """``folder`` is the run directory of one instance (``/run/gateway/INSTANCE``); the file is 0600. An existing journal of
     this boot and namespace is continued, any other is replaced. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "undo.jsonl"
         self._steps = read(self.path)
         # Written anew, so that what is appended never continues a line torn by a crash.
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(step) + "\n" for step in (head(), *self._steps)))
+        temporary.chmod(0o600)
         os.replace(temporary, self.path)
         self._keys = {_key(step) for step in self._steps}
         self._file = self.path.open("a", encoding="utf-8")

@@ -1,0 +1,35 @@
+"""``gateway status``: what the running gateway says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gateway.cli import instance
+from gateway.core.errors import GatewayError
+from gateway.service.control import ask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    instance.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folder, _ = instance.folders(arguments)
+    answer = ask(folder, {"command": "status"})
+    if not answer.pop("ok", False):
+        raise GatewayError(answer.get("error", "refused"))
+    if arguments.json:
+        print(json.dumps(answer))
+        return 0
+    print(f"up {answer['uptime']:.0f} s")
+    for one in answer["uplinks"]:
+        state = "elected" if one["elected"] else "ready" if one["ready"] else one["problem"] or "waiting"
+        addresses, servers = (" ".join(one[key]) or "none" for key in ("addresses", "dns"))
+        print(f"uplink {one['interface']}: {state}; addresses {addresses}; name servers {servers}")
+    for name in answer["lans"]:
+        print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
+    if problem := answer["problems"].get("dnsmasq"):
+        print(f"dnsmasq: {problem}")
+    return 0

@@ -1,0 +1,94 @@
+"""The control socket ``RUN/control.sock``: one JSON request line, one JSON answer line, for root only (0600).
+
+Request ``{"command": NAME, ...}``; answer ``{"ok": true, ...}`` or ``{"ok": false, "error": TEXT}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from gateway.core.errors import GatewayError
+
+LIMIT = 1 << 20
+"""Bytes of a request or an answer."""
+PATIENCE = 10.0
+"""Seconds a client may take to say its line."""
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Control:
+    """Serves ``handlers`` by command name. A socket left by a dead gateway is replaced; a living one is an OSError."""
+
+    def __init__(self, folder: Path, handlers: dict[str, Handler]) -> None:
+        self.path = folder / "control.sock"
+        self._handlers = handlers
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        if self.path.exists():
+            if alive(self.path):
+                raise OSError(f"a gateway already runs here ({self.path})")
+            self.path.unlink()
+        old = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=LIMIT)
+        finally:
+            os.umask(old)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self.path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                line = await reader.readline()
+            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+            await writer.drain()
+        except (OSError, ValueError, TimeoutError):
+            pass  # the client went away or never spoke
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            handler = self._handlers[request["command"]]
+        except (ValueError, KeyError, TypeError):
+            return {"ok": False, "error": f"no such command; commands: {', '.join(self._handlers)}"}
+        try:
+            return {"ok": True, **await handler(request)}
+        except GatewayError as error:
+            return {"ok": False, "error": str(error)}
+
+
+def alive(path: Path) -> bool:
+    """Whether a gateway listens at ``path``."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def ask(folder: Path, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
+    """Send ``request`` to the gateway of ``folder`` and return its answer. Raises GatewayError where none runs."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(str(folder / "control.sock"))
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            with sock.makefile("rb") as stream:
+                answer: dict[str, Any] = json.loads(stream.readline(LIMIT))
+        except (OSError, ValueError) as error:
+            raise GatewayError(f"no gateway answers at {folder}: {error}") from None
+    return answer
