@@ -1,7 +1,7 @@
 """What the links do: a doorbell and a fresh look.
 
 Messages of the kernel are not parsed, they only say that something moved; then all links are dumped again and compared.
-So a lost message (ENOBUFS: the kernel dropped some) is a ring like any other, and nothing can get out of step.
+So it is no loss when the kernel drops messages: it does while the queue is full, and the look comes after emptying it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from gateway.kernel.netlink.reconciler import Netlink
 
 log = logging.getLogger(__name__)
 
+SOL_NETLINK = 270
+NETLINK_NO_ENOBUFS = 5
 RTMGRP_LINK = 0x1
 RTMGRP_IPV4_IFADDR = 0x10
 RTMGRP_IPV4_ROUTE = 0x40
@@ -81,7 +83,7 @@ class Monitor:
                 bell.recv(1)  # the rest of the message is cut off
             except BlockingIOError:
                 break
-            except OSError as error:  # ENOBUFS: messages were lost, the socket goes on
+            except OSError as error:  # ENOBUFS, where the option below is unknown: a ring like any other
                 log.debug("netlink monitor: %s", error)
         self._address_rung |= moved
         self._rung.set()
@@ -112,5 +114,7 @@ def _tell(callbacks: Callable[[], object]) -> None:
 
 def _bell(groups: int) -> socket.socket:
     bell = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    # No ENOBUFS: a socket with an error pending makes libuv, and so uvloop, give up polling it for good.
+    bell.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
     bell.bind((0, groups))
     return bell

@@ -187,7 +187,7 @@ def from_json(text: str, hardware: bytes, boot: str, now: float, wall: float) ->
             tuple(IPv4Address(ip) for ip in data["routers"]), tuple(IPv4Address(ip) for ip in data["dns"]),
             codec.text(data["domain"].encode()) or "",
             tuple(filter(None, (codec.text(name.encode()) for name in data["search"]))), int(data["mtu"]),
-            tuple(Route(IPv4Network(to), IPv4Address(via) if via else None) for to, via in data["routes"]),
+            tuple(Route(IPv4Network(str(to)), IPv4Address(via) if via else None) for to, via in data["routes"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
         return None

@@ -95,6 +95,7 @@ class Port:
         try:
             if command.raw:
                 self._raw = self._raw or self._open_raw()
+                self._rearm(self._raw)
                 packet = codec.wrap(command.data, command.source, command.destination)
                 self._raw.sendto(packet, (self.interface, ETH_P_IP, 0, 0, b"\xff" * 6))
             elif self._udp is not None:
@@ -147,6 +148,12 @@ class Port:
         else:
             sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
             self._loop.add_reader(sock, self._read_udp)
+
+    def _rearm(self, sock: socket.socket) -> None:
+        """An interface that went down leaves ENETDOWN on the socket, and libuv then polls it no more."""
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._loop.remove_reader(sock)
+            self._loop.add_reader(sock, self._read_raw)
 
     def _close(self, sock: socket.socket | None) -> socket.socket | None:
         if sock is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 
 from tests.peers import path
 
@@ -42,7 +43,8 @@ def inside(name: str, main: Callable[[], Awaitable[T]], timeout: float = 120) ->
         try:
             if libc.setns(fd, CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
-            result.append(asyncio.run(asyncio.wait_for(main(), timeout)))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what the gateway runs on
+                result.append(runner.run(asyncio.wait_for(main(), timeout)))
         except BaseException as error:
             result.append(error)
         finally:

@@ -350,6 +350,26 @@ async def _forwarding() -> str:
 
 
 @pytest.mark.peer("dnsmasq")
+def test_operator_takes_the_link_down_and_up(net: Net) -> None:
+    """While nobody answers, and too quickly for a look in between: the client still hears the server later."""
+
+    async def main() -> None:
+        async with Gateway(net, uplink()) as gateway:
+            await until(lambda: gateway.uplinks["wan"]._client and gateway.machine.state.value == "selecting")
+            net.ip(net.router, "link", "set", "wan", "down")
+            net.ip(net.router, "link", "set", "wan", "up")
+            dnsmasq(net)
+            await gateway.ready()
+            net.ip(net.router, "link", "set", "wan", "down")
+            await until(lambda: not gateway.uplinks["wan"].snapshot.carrier)
+            net.ip(net.router, "link", "set", "wan", "up")
+            await gateway.ready()  # the kernel took the routes away; they are back
+            await until(lambda: "default" in net.ip(net.router, "route"))
+
+    inside(net.router, main)
+
+
+@pytest.mark.peer("dnsmasq")
 def test_leaving_the_configuration(net: Net) -> None:
     dnsmasq(net)
 

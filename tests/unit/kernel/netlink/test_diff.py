@@ -13,6 +13,8 @@ from gateway.kernel.netlink import diff
 from gateway.kernel.netlink.diff import DHCP, Address, Route, Rule, Step
 
 protos = st.sampled_from([0, 2, 3, 4, DHCP, mark.PROTO])
+four = st.integers(1, 6).map(lambda n: ip_address(f"192.0.2.{n}"))
+six = st.integers(1, 6).map(lambda n: ip_address(f"2001:db8::{n}"))
 addresses = st.builds(
     Address,
     st.just("wan"),

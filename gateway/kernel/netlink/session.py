@@ -1,0 +1,311 @@
+"""One rtnetlink socket and what is done through it: dump, diff, apply, read back.
+
+It needs asyncio's own event loop (pyroute2 hands an AF_NETLINK socket to it, which uvloop refuses) and one caller at a
+time (a second dump on a netlink socket is EBUSY): ``reconciler.Netlink`` gives it a thread with both.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from gateway.core.errors import KernelError
+from gateway.kernel import mark
+from gateway.kernel.netlink import diff
+from gateway.kernel.netlink.diff import Address, Inverse, Route, Rule, Step
+from gateway.kernel.netlink.link import Link, link_of
+
+FOREVER = 0xFFFFFFFF
+NODAD = 0x02
+NOPREFIXROUTE = 0x200
+ONLINK = 4
+RTN_LOCAL = 2
+RTN_UNICAST = 1
+HOST_SCOPE, LINK_SCOPE = 254, 253
+PASSES = 3
+"""Times to read back and repair before giving up."""
+GONE = frozenset((errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENXIO))
+
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
+
+
+class Session:
+    """All methods raise KernelError. ``record`` gets the inverse of a step before the step is done, each once."""
+
+    def __init__(self, record: Callable[[Inverse], None]) -> None:
+        self._record = record
+        self._recorded: set[str] = set()
+        self._route: Any = None
+
+    async def open(self) -> None:
+        self._route = AsyncIPRoute()
+        await self._route.__aenter__()
+
+    async def close(self) -> None:
+        route, self._route = self._route, None
+        await route.__aexit__(None, None, None)
+
+    # What is there
+
+    async def links(self) -> dict[str, Link]:
+        async with _errors("links"):
+            return {link.name: link for link in [link_of(m) async for m in await self._route.get_links()]}
+
+    async def addresses(self, interface: str) -> list[Address]:
+        async with _errors("addresses"):
+            return await self._addresses(interface, await self._index(interface))
+
+    async def routes(self, interface: str) -> list[Route]:
+        """Unicast and local routes out of ``interface``, every table, the kernel's own ones included."""
+        async with _errors("routes"):
+            return await self._routes(interface, await self._index(interface))
+
+    async def rules(self) -> list[Rule]:
+        """Rules that only compare the mark."""
+        async with _errors("rules"):
+            return await self._rules()
+
+    # What is wanted
+
+    async def reconcile(self, interface: str, addresses: Iterable[Address], routes: Iterable[Route]) -> int:
+        """Make ``interface`` have these addresses and routes and no others of ours. Returns the number of steps; 0
+        means that nothing was touched."""
+        want = tuple(addresses), tuple(routes)
+        count = 0
+        async with _errors(f"reconcile {interface}"):
+            index = await self._index(interface)
+            for _ in range(PASSES):
+                steps = await self._steps(interface, index, *want)
+                if not steps:
+                    return count
+                for step in steps:
+                    await self._apply(step, index)
+                count += len(steps)
+            if await self._steps(interface, index, *want):
+                raise KernelError(f"reconcile {interface}", 0, "the kernel does not keep what was written")
+        return count
+
+    async def reconcile_rules(self, want: Iterable[Rule]) -> int:
+        want = tuple(want)
+        async with _errors("rules"):
+            steps = diff.rules(await self._rules(), want)
+            for step in steps:
+                await self._apply(step, 0)
+        return len(steps)
+
+    async def set_link(self, interface: str, *, up: bool | None = None, mtu: int = 0) -> None:
+        """Writes only what differs; ``mtu`` 0 leaves it."""
+        async with _errors(f"link {interface}"):
+            link = await self._link(interface)
+            change: dict[str, Any] = {}
+            head = {"kind": "link", "op": "set", "interface": interface}
+            if up is not None and link.up != up:
+                change["state"] = "up" if up else "down"
+                self._note(head | {"up": link.up})
+            if mtu and link.mtu != mtu:
+                change["mtu"] = mtu
+                self._note(head | {"mtu": link.mtu, "was": mtu})
+            if change:
+                await self._route.link("set", index=link.index, **change)
+
+    async def undo(self, step: Inverse) -> None:
+        """Do one inverse. What is gone, or no longer as we left it, is success."""
+        name = step.get("interface", "lo")
+        async with _errors(f"undo {step['kind']}"):
+            link = await self._find(name)
+            match step["kind"]:
+                case _ if link is None:
+                    return
+                case "address":
+                    await self._undo_address(step, link.index)
+                case "route":
+                    await self._undo_route(step, link.index)
+                case "rule":
+                    rule = Rule(step["family"], step["priority"], step["mark"], step["mask"], step["table"])
+                    if rule in await self._rules():
+                        await self._gone_is_fine(self._rule("del", rule))
+                case "link" if "mtu" in step and link.mtu == step["was"]:
+                    await self._gone_is_fine(self._route.link("set", index=link.index, mtu=step["mtu"]))
+                case "link" if "up" in step and link.up != step["up"]:
+                    state = "up" if step["up"] else "down"
+                    await self._gone_is_fine(self._route.link("set", index=link.index, state=state))
+
+    async def _undo_address(self, step: Inverse, index: int) -> None:
+        ip, _, prefix = step["address"].partition("/")
+        key = ip_address(ip), int(prefix)
+        for item in await self._addresses(step["interface"], index):
+            if item.key == key and item.proto == mark.PROTO:
+                if step["op"] == "delete":
+                    await self._gone_is_fine(self._address("delete", item, index))
+                else:
+                    old = Address(item.interface, *key, step["valid"], step["preferred"], step["proto"])
+                    await self._address("replace", old, index)
+
+    async def _undo_route(self, step: Inverse, index: int) -> None:
+        key = ip_network(step["destination"]), step["table"], step["metric"]
+        for item in await self._routes(step["interface"], index):
+            if item.key == key and item.proto == step["proto"] and item.type == step["type"]:
+                await self._gone_is_fine(self._write_route("del", item, index))
+
+    # Dumps
+
+    async def _find(self, interface: str) -> Link | None:
+        # The dump is read to its end: the next one would be EBUSY.
+        links = [link_of(message) async for message in await self._route.get_links()]
+        return next((link for link in links if link.name == interface), None)
+
+    async def _link(self, interface: str) -> Link:
+        link = await self._find(interface)
+        if link is None:
+            raise KernelError(f"interface {interface}", errno.ENODEV)
+        return link
+
+    async def _index(self, interface: str) -> int:
+        return (await self._link(interface)).index
+
+    async def _addresses(self, interface: str, index: int) -> list[Address]:
+        found = []
+        async for message in await self._route.get_addr():
+            text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+            if message["index"] != index or not text:
+                continue
+            cache = message.get("IFA_CACHEINFO") or {}
+            valid, preferred = (cache.get(name, FOREVER) for name in ("ifa_valid", "ifa_preferred"))
+            found.append(
+                Address(
+                    interface, ip_address(text), message["prefixlen"], None if valid == FOREVER else valid,
+                    None if preferred == FOREVER else preferred, message.get("IFA_PROTO") or 0,
+                    bool((message.get("IFA_FLAGS") or 0) & NOPREFIXROUTE),
+                )
+            )  # fmt: skip
+        return found
+
+    async def _routes(self, interface: str, index: int) -> list[Route]:
+        found = []
+        async for message in await self._route.get_routes():
+            family = _VERSION.get(message["family"])
+            if message.get("RTA_OIF") != index or message["type"] not in (RTN_LOCAL, RTN_UNICAST) or family is None:
+                continue
+            text = message.get("RTA_DST") or ("0.0.0.0" if family == 4 else "::")
+            gateway, source = message.get("RTA_GATEWAY"), message.get("RTA_PREFSRC")
+            found.append(
+                Route(
+                    interface, ip_network((text, message["dst_len"])), ip_address(gateway) if gateway else None,
+                    message.get("RTA_PRIORITY") or 0, message.get("RTA_TABLE") or message["table"], message["proto"],
+                    ip_address(source) if source else None, bool(message["flags"] & ONLINK),
+                    "local" if message["type"] == RTN_LOCAL else "unicast",
+                )
+            )  # fmt: skip
+        return found
+
+    async def _rules(self) -> list[Rule]:
+        found: list[Rule] = []
+        for version, family in _FAMILY.items():
+            async for message in await self._route.get_rules(family=family):
+                fwmark, mask = message.get("FRA_FWMARK"), message.get("FRA_FWMASK")
+                if message["family"] == family and fwmark is not None and mask is not None:
+                    found.append(
+                        Rule(
+                            6 if version == 6 else 4, message.get("FRA_PRIORITY") or 0, fwmark, mask,
+                            message.get("FRA_TABLE") or message["table"], message.get("FRA_PROTOCOL") or 0,
+                        )
+                    )  # fmt: skip
+        return found
+
+    # Steps
+
+    async def _steps(
+        self, interface: str, index: int, addresses: tuple[Address, ...], routes: tuple[Route, ...]
+    ) -> list[Step]:
+        """New addresses, then routes (they may name a new source), then the deletions of addresses."""
+        first = diff.addresses(await self._addresses(interface, index), addresses)
+        second = diff.routes(await self._routes(interface, index), routes)
+        made = [step for step in first if step.op != "delete"]
+        return made + second + [step for step in first if step.op == "delete"]
+
+    def _note(self, inverse: Inverse) -> None:
+        text = json.dumps(inverse, sort_keys=True)
+        if text not in self._recorded:
+            self._record(inverse)
+            self._recorded.add(text)
+
+    async def _apply(self, step: Step, index: int) -> None:
+        if step.inverse is not None:
+            self._note(step.inverse)
+        match step.item:
+            case Address():
+                verb = {"add": "add", "set": "replace", "delete": "delete"}[step.op]
+                done = self._address(verb, step.item, index)
+            case Route():
+                verb = {"add": "add", "set": "replace", "delete": "del"}[step.op]
+                done = self._write_route(verb, step.item, index)
+            case Rule():
+                done = self._rule("add" if step.op == "add" else "del", step.item)
+        if step.op == "delete":
+            await self._gone_is_fine(done)
+        else:
+            await done
+
+    async def _gone_is_fine(self, done: Awaitable[Any]) -> None:
+        try:
+            await done
+        except NetlinkError as error:
+            if error.code not in GONE:
+                raise
+
+    async def _address(self, verb: str, item: Address, index: int) -> None:
+        fields: dict[str, Any] = {
+            "family": _FAMILY[diff.family_of(item)],
+            "address": str(item.ip),
+            "prefixlen": item.prefix,
+        }
+        if verb != "delete":
+            flags = NOPREFIXROUTE if item.no_prefix_route else 0
+            fields["IFA_FLAGS"] = flags | (NODAD if fields["family"] == socket.AF_INET6 else 0)
+            fields["IFA_CACHEINFO"] = {
+                "ifa_valid": FOREVER if item.valid is None else item.valid,
+                "ifa_preferred": FOREVER if item.preferred is None else item.preferred,
+            }
+            if item.proto:
+                fields["IFA_PROTO"] = item.proto
+        await self._route.addr(verb, index=index, **fields)
+
+    async def _write_route(self, verb: str, item: Route, index: int) -> None:
+        fields: dict[str, Any] = {
+            "family": _FAMILY[diff.family_of(item)], "dst": str(item.destination), "oif": index, "table": item.table,
+            "proto": item.proto, "priority": item.metric, "type": item.type,
+        }  # fmt: skip
+        if item.gateway is not None:
+            fields["gateway"] = str(item.gateway)
+        if item.source is not None:
+            fields["prefsrc"] = str(item.source)
+        if item.onlink:
+            fields["flags"] = ONLINK
+        if diff.family_of(item) == 4:
+            fields["scope"] = HOST_SCOPE if item.type == "local" else 0 if item.gateway else LINK_SCOPE
+        await self._route.route(verb, **fields)
+
+    async def _rule(self, verb: str, item: Rule) -> None:
+        await self._route.rule(
+            verb, family=_FAMILY[item.family], priority=item.priority, fwmark=item.mark, fwmask=item.mask,
+            table=item.table, FRA_PROTOCOL=item.proto,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def _errors(op: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise KernelError(op, error.code) from error
+    except OSError as error:
+        raise KernelError(op, error.errno or 0) from error
