@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = actions.add_parser("exec", help="run a command on a host of a lab")
     run.add_argument("id")
     run.add_argument("host")
-    run.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
+    run.add_argument("words", metavar="command", nargs=argparse.REMAINDER, help="default: a shell")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def execute(args: argparse.Namespace) -> int:
     host = lab.host(args.host)
     group = host.group / f"exec-{os.getpid()}"
     group.mkdir()
-    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
     words = words or [os.environ.get("SHELL", "/bin/sh")]
     host.place.enter()  # this process ends as the command: moving its only thread is moving it
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{PATHS}"}

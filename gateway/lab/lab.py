@@ -45,7 +45,7 @@ class Lab:
         self.hosts: dict[str, Host] = {}
         self.services: dict[str, Process] = {}
         self._state: state.State | None = None
-        self._handler: Any = None
+        self._default: list[signal.Signals] = []
 
     @property
     def state(self) -> state.State:
@@ -86,7 +86,7 @@ class Lab:
     def up(self) -> Lab:
         """Make everything and wait until all services listen."""
         state.sweep()
-        self._catch_sigterm()
+        self._catch_endings()
         try:
             self._state = state.new(self.topology.name, [host.name for host in self.topology.hosts], self.standing)
             self._build()
@@ -171,7 +171,7 @@ class Lab:
 
     def disconnect(self, host: str, interface: str) -> None:
         """Pull a cable out: both of its interfaces vanish."""
-        self._batch([(host, [f"link del {interface}"])])
+        self._batch([(host, [f"link del dev {interface}"])])
 
     def seen(self, host: str, service: str = "", after: float = 0) -> list[dict[str, Any]]:
         """What the site on ``host`` says it saw: records of :mod:`gateway.lab.server.record`, oldest first.
@@ -204,7 +204,7 @@ class Lab:
     def down(self) -> None:
         """Take it down: processes, namespaces, cgroup, files. Does nothing the second time."""
         if self._state is None:
-            return self._release_sigterm()
+            return self._release_endings()
         main = threading.current_thread() is threading.main_thread()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS) if main else None
         try:
@@ -212,14 +212,14 @@ class Lab:
             state.remove(self._state)
             self._state = None
         finally:
-            self._release_sigterm()
+            self._release_endings()
             if before is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def leave(self) -> None:
         """Let a standing lab stand, and forget it here."""
         self._close()
-        self._release_sigterm()
+        self._release_endings()
 
     def _close(self) -> None:
         with contextlib.suppress(LabError, OSError):
@@ -232,17 +232,18 @@ class Lab:
                 process.reap()
         self.services.clear()
 
-    def _catch_sigterm(self) -> None:
+    def _catch_endings(self) -> None:
         """SIGTERM and SIGHUP end a program without unwinding it, unless they are made into an exception."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            self._handler = signal.signal(signal.SIGTERM, _end)
+        if threading.current_thread() is threading.main_thread():
+            self._default = [number for number in ENDINGS if signal.getsignal(number) == signal.SIG_DFL]
+            for number in self._default:
+                signal.signal(number, _end)
 
-    def _release_sigterm(self) -> None:
-        if self._handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+    def _release_endings(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._default:
+                signal.signal(number, signal.SIG_DFL)
+            self._default = []
 
 
 def _end(number: int, frame: FrameType | None) -> None:

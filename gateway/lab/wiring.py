@@ -29,14 +29,16 @@ def host_lines(host: Host, links: tuple[Link, ...], *, first: bool = True) -> li
     if first:
         lines += ["link set lo up"]
         for bridge in host.bridges:
-            lines += [f"link add {bridge.name} type bridge mcast_snooping 0", f"link set {bridge.name} up"]
+            lines += [f"link add name {bridge.name} type bridge mcast_snooping 0", f"link set dev {bridge.name} up"]
     mine = [end.interface for link in links for end in (link.left, link.right) if end.host == host.name]
     master = {port: bridge.name for bridge in host.bridges for port in bridge.ports}
     for name in mine:
-        lines += [f"link set {name} master {master[name]}"] if name in master else []
-        lines += [f"link set {name} up"]
+        lines += [f"link set dev {name} master {master[name]}"] if name in master else []
+        lines += [f"link set dev {name} up"]
+    # An address whose interface is plugged in later waits for it.
+    known = {*mine, *(["lo", *(bridge.name for bridge in host.bridges)] if first else [])}
     for name, addresses in host.addresses.items():
-        if first or name in mine:
+        if name in known:
             lines += [f"addr add {text} dev {name}" + (" nodad" if ":" in text else "") for text in addresses]
     for route in host.routes if first else ():
         target = "::/0" if route.target == "default6" else route.target
