@@ -95,6 +95,25 @@ class Resolver(Protocol):
         """Names that we resolved to ``address``, the one that ``client`` resolved last first."""
 
 
+class Running(Protocol):
+    """One flow that runs, as the router lists it."""
+
+    flow: Flow
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """Tags from the rule's outbound through its groups to the one that carries the flow; empty while undecided."""
+
+    @property
+    def up(self) -> int:
+        """Payload bytes from the client."""
+
+    @property
+    def down(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
 class Router(Protocol):
     """Where inbounds hand their flows over."""
 
@@ -117,6 +136,12 @@ class Router(Protocol):
     def close_packets(self, inbound: str, source: Address) -> None:
         """End the session of that source (a SOCKS UDP association was closed)."""
 
+    def flows(self) -> list[Running]:
+        """What runs now."""
+
+    def close_flows(self, chosen: Callable[[Running], bool]) -> int:
+        """End the flows for which ``chosen`` is true; their number."""
+
 
 class Edge(Protocol):
     """The thin epoll loop that lives inside the asyncio loop: see gateway.kernel.edge."""
@@ -130,6 +155,9 @@ class Edge(Protocol):
 
     def remove(self, fd: int) -> None:
         """Idempotent."""
+
+    def forget(self, fd: int) -> None:
+        """As ``remove``, one system call cheaper, where ``fd`` is closed next."""
 
     async def readable(self, sock: socket) -> None: ...
 
@@ -185,5 +213,5 @@ class Wiring:
 
 __all__ = [
     "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink", "Leases", "Outbound", "Outbounds",
-    "Owners", "Resolver", "Router", "Strategy", "Wiring",
+    "Owners", "Resolver", "Router", "Running", "Strategy", "Wiring",
 ]  # fmt: skip

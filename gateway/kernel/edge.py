@@ -31,14 +31,17 @@ class Edge:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._waiting: dict[int, list[asyncio.Future[None] | None]] = {}
+        self._gone: set[int] = set()
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def _turn(self) -> None:
         handlers = self._handlers
+        gone = self._gone
+        gone.clear()
         for fd, events in self._epoll.poll(0, BATCH):
             handler = handlers.get(fd)
-            if handler is None:
-                continue
+            if handler is None or fd in gone:
+                continue  # removed in this turn; a new socket may have its number already
             try:
                 handler(events)
             except Exception as error:
@@ -55,10 +58,17 @@ class Edge:
 
     def remove(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
+            self._gone.add(fd)
             try:
                 self._epoll.unregister(fd)
             except (OSError, ValueError):
                 pass  # closed before it was removed: the kernel dropped it already
+
+    def forget(self, fd: int) -> None:
+        """As ``remove``, for a descriptor without duplicates that is closed next: close(2) itself ends its
+        registration."""
+        if self._handlers.pop(fd, None) is not None:
+            self._gone.add(fd)
 
     async def readable(self, sock: socket) -> None:
         """Wait until ``sock`` can be read; also ends on error or hang-up, which the read then reports."""

@@ -70,3 +70,13 @@ def original_destination(sock: socket.socket) -> Address:
     except OSError:
         # A dual-stack listener: the connection itself may be IPv4.
         return parse_sockaddr(sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16))
+
+
+def is_local(ip: IP) -> bool:
+    """Whether ``ip`` is an address of this host (asked by binding to it)."""
+    try:
+        with socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.bind(sockaddr(ip, 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The outbound that lets nothing through. There is no protocol, so no codec."""

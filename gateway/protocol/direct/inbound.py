@@ -1,0 +1,53 @@
+"""A port whose flows all go to one place."""
+
+from __future__ import annotations
+
+from gateway.config.fields import as_list
+from gateway.config.shared import NetworkName
+from gateway.core.address import Address
+from gateway.core.contracts import Wiring
+from gateway.core.flow import Flow
+from gateway.core.stream import Buffer
+from gateway.kernel.sockopt import address_of
+from gateway.protocol.direct.options import InboundOptions
+from gateway.transport.listen import PacketListener, StreamListener
+from gateway.transport.tcp import SocketStream
+
+
+class Inbound:
+    type = "direct"
+
+    def __init__(self, tag: str, options: InboundOptions, wiring: Wiring) -> None:
+        self.tag = tag
+        self._options = options
+        self._wiring = wiring
+        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
+        self._stream = StreamListener(options, wiring, self._serve) if "tcp" in networks else None
+        self._packet = PacketListener(options, wiring, self._datagram) if "udp" in networks else None
+
+    async def start(self) -> None:
+        for listener in (self._stream, self._packet):
+            if listener is not None:
+                await listener.start()
+
+    def _target(self, bound: Address) -> Address:
+        return Address.of(self._options.override_address or bound.host, self._options.override_port or bound.port)
+
+    async def _serve(self, stream: SocketStream, source: Address) -> None:
+        target = self._target(address_of(stream.sock.getsockname()))
+        self._wiring.router.route_stream(Flow("tcp", self.tag, self.type, source, target), stream)
+
+    def _datagram(self, data: Buffer, source: Address, segment: int) -> None:
+        packet = self._packet
+        assert packet is not None
+        flow = Flow("udp", self.tag, self.type, source, self._target(packet.bound))
+
+        def reply(data: Buffer, peer: Address, segment: int) -> None:
+            packet.send(data, source, segment)
+
+        self._wiring.router.route_packet(flow, data, reply, segment)
+
+    async def close(self) -> None:
+        for listener in (self._stream, self._packet):
+            if listener is not None:
+                await listener.close()

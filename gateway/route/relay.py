@@ -1,0 +1,374 @@
+"""The bulk path: bytes between two established streams, moved from inside the edge, without a task.
+
+::
+
+    client ---- advance ----> remote        both plain: recv and send, and splice(2) once the direction is hot
+           <--- advance -----               a layer on either side: recv_into, decode, encode, one send a wake-up
+
+One handler a socket. A socket that cannot take more stops the reading of the other one (back-pressure by the epoll
+mask); what it did not take is all that a flow ever holds. End of stream and reset are passed on as what they are. Dead
+peers are found by TCP keep-alive, which both ends have on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+
+from gateway.core.contracts import Edge
+from gateway.core.errors import GatewayError
+from gateway.core.stream import Buffer, Layer, SocketBacked, Stream
+from gateway.kernel.edge import HUP, IN, OUT, RDHUP
+from gateway.kernel.splice import Pipe, Pipes
+
+FIRST = 1 << 16
+"""Bytes read at a time before a direction is hot."""
+HOT = 1 << 18
+"""Bytes wanted at a time from which splice(2) pays."""
+ROUNDS = 4
+"""Reads of one socket in one wake-up, so that a fast flow does not starve the others."""
+
+_READ = IN | RDHUP
+_GONE = -1
+_RESET = struct.pack("ii", 1, 0)
+# One buffer for all flows: what is read is sent, or its rest copied, before the next read.
+_BUFFER = bytearray(HOT)
+_VIEW = memoryview(_BUFFER)
+
+Done = Callable[[BaseException | None], None]
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a TCP reset instead of an end of stream."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # closed already
+    sock.close()
+
+
+class Side:
+    """One end: its socket, what it has still to send, and the direction from here to ``peer``."""
+
+    __slots__ = (
+        "eof",
+        "fd",
+        "layer",
+        "mask",
+        "moved",
+        "out",
+        "peer",
+        "pipe",
+        "relay",
+        "shut",
+        "sock",
+        "stalled",
+        "want",
+    )
+
+    peer: Side
+
+    def __init__(self, relay: SocketRelay, sock: socket.socket, layer: Layer | None) -> None:
+        self.relay = relay
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.layer = layer
+        self.mask = _GONE
+        self.out: Buffer = b""
+        self.pipe: Pipe | None = None
+        self.eof = False
+        self.shut = False
+        self.stalled = False
+        self.moved = 0
+        self.want = FIRST
+
+    def watch(self, mask: int) -> None:
+        if mask == self.mask:
+            return
+        if self.mask == _GONE:
+            self.relay.edge.add(self.fd, mask, self.ready)
+        else:
+            self.relay.edge.modify(self.fd, mask)
+        self.mask = mask
+
+    def ready(self, events: int) -> None:
+        try:
+            if self.mask & OUT and events & (OUT | HUP):
+                self.peer.advance(False)
+            if self.mask & IN:
+                if events & (_READ | HUP):
+                    self.advance(events & RDHUP != 0)
+            elif events & HUP and self.mask == 0:
+                self._hung_up()
+        except (OSError, GatewayError) as error:
+            self.relay.abort(error)
+
+    def _hung_up(self) -> None:
+        """An end that is not read now is gone. With an error both are; without one (both ways shut down, and the
+        kernel would report it for ever) it is looked at again when the peer has taken what it was sent."""
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, "reset")
+        self.relay.edge.remove(self.fd)
+        self.mask = _GONE
+
+    def advance(self, ending: bool) -> None:
+        """Move what there is to the peer. ``ending``: the end of stream is known to be near, so read up to it."""
+        if self.fd < 0:
+            return
+        for _ in range(ROUNDS):
+            if (self.peer.out or self.pipe is not None) and not self._drain():
+                self._stall()
+                return
+            if self.eof:
+                if self._end():
+                    return
+                continue
+            try:
+                count = self._move()
+            except (BlockingIOError, InterruptedError):
+                break
+            if count == 0:
+                self.eof = True
+            elif self.peer.out or self.pipe is not None:
+                self._stall()
+                return
+            elif count < self.want >> 1 and not ending:
+                break
+        self._flowing()
+
+    def _flowing(self) -> None:
+        peer = self.peer
+        if self.stalled:
+            self.stalled = False
+            self.relay.pipes.stalled -= 1
+            if peer.mask > 0:
+                peer.watch(peer.mask & ~OUT)
+        self.watch(OUT | _READ if self.mask > 0 and self.mask & OUT else _READ)
+
+    def _stall(self) -> None:
+        if not self.stalled:
+            self.stalled = True
+            self.relay.pipes.stalled += 1
+        peer = self.peer
+        self.watch(self.mask & OUT if self.mask > 0 else 0)
+        peer.watch(peer.mask | OUT if peer.mask > 0 else OUT)
+
+    def _move(self) -> int:
+        """Read once and pass it on; the count, 0 at the end of stream."""
+        most = min(self.want, self.relay.pipes.most)
+        if most >= HOT and self.layer is None and self.peer.layer is None:
+            count = self._splice(most)
+        else:
+            count = self._copy(min(most, HOT))
+        if count >= self.want >> 1:
+            self.want = min(self.want << 1, 1 << 20)
+        elif count < FIRST >> 3:
+            self.want = FIRST
+        return count
+
+    def _copy(self, most: int) -> int:
+        count = self.sock.recv_into(_BUFFER, most)
+        if count:
+            data: Buffer = _VIEW[:count]
+            if self.layer is not None:
+                data = self.layer.decode(data)
+            if len(data):
+                self.moved += len(data)
+                self.peer.put(data)
+        return count
+
+    def put(self, data: Buffer) -> None:
+        """Plain bytes to this socket; the rest is kept."""
+        if self.layer is not None:
+            data = self.layer.encode(data)
+        self.send(data)
+
+    def send(self, data: Buffer) -> None:
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent < len(data):
+            self.out = bytes(memoryview(data)[sent:])
+
+    def _splice(self, most: int) -> int:
+        pipe = self.relay.pipes.take()
+        if pipe is None:
+            return self._copy(HOT)
+        self.pipe = pipe
+        try:
+            count = pipe.fill(self.fd, most)
+            self.moved += count
+            if not pipe.drain(self.peer.fd):
+                return count
+        except (BlockingIOError, InterruptedError):
+            self._return_pipe()
+            raise
+        self._return_pipe()
+        return count
+
+    def _return_pipe(self) -> None:
+        if self.pipe is not None:
+            self.relay.pipes.give(self.pipe)
+            self.pipe = None
+
+    def _drain(self) -> bool:
+        """Send what was kept; True where nothing is left."""
+        peer = self.peer
+        if peer.out:
+            kept, peer.out = peer.out, b""
+            peer.send(kept)
+            if peer.out:
+                return False
+        if self.pipe is not None:
+            if not self.pipe.drain(peer.fd):
+                return False
+            self._return_pipe()
+        return True
+
+    def _end(self) -> bool:
+        """Pass the end of stream on. False where the peer's layer has an end mark that is not sent yet."""
+        peer = self.peer
+        if not peer.shut:
+            peer.shut = True
+            if peer.layer is not None:
+                mark = peer.layer.encode_eof()
+                if len(mark):
+                    peer.send(mark)
+                    if peer.out:
+                        return False
+        if peer.eof and self.shut and not self.out and peer.pipe is None:
+            self.relay.finish(None)
+            return True
+        try:
+            peer.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it was reset; its own event will say so
+        if self.stalled:
+            self.stalled = False
+            self.relay.pipes.stalled -= 1
+        if peer.mask > 0:
+            peer.watch(peer.mask & ~OUT)
+        self.watch(self.mask & OUT if self.mask > 0 else 0)
+        return True
+
+    def close(self, hard: bool) -> None:
+        self.fd = -1
+        if self.stalled:
+            self.stalled = False
+            self.relay.pipes.stalled -= 1
+        self._return_pipe()
+        self.out = b""
+        self.relay.edge.forget(self.sock.fileno())
+        if hard:
+            reset(self.sock)
+        else:
+            self.sock.close()
+
+
+class SocketRelay:
+    """Two sockets, each with or without a layer. ``done(error)`` is called once, at the end; ``up`` and ``down`` count
+    plain bytes from the client and from the remote end."""
+
+    __slots__ = ("_done", "client", "edge", "pipes", "remote")
+
+    def __init__(self, edge: Edge, pipes: Pipes, client: SocketBacked, remote: SocketBacked, done: Done) -> None:
+        self.edge = edge
+        self.pipes = pipes
+        self._done: Done | None = done
+        sock, layer, early = client.detach()
+        self.client = Side(self, sock, layer)
+        sock, layer, late = remote.detach()
+        self.remote = Side(self, sock, layer)
+        self.client.peer, self.remote.peer = self.remote, self.client
+        try:
+            for side, data in ((self.client, early), (self.remote, late)):
+                if data:
+                    side.moved += len(data)
+                    side.peer.put(data)
+            # The client has often spoken already; the remote end can hardly have.
+            self.client.advance(False)
+            if self._done is None:
+                return
+            if self.client.out:
+                self.remote.advance(False)
+            elif not self.remote.eof:
+                self.remote.watch(self.remote.mask | _READ if self.remote.mask > 0 else _READ)
+        except (OSError, GatewayError) as error:
+            self.abort(error)
+
+    @property
+    def up(self) -> int:
+        return self.client.moved
+
+    @property
+    def down(self) -> int:
+        return self.remote.moved
+
+    def finish(self, error: BaseException | None) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self.client.close(error is not None)
+            self.remote.close(error is not None)
+            done(error)
+
+    def abort(self, error: BaseException) -> None:
+        """A reset, a timeout or bytes that are wrong, on either side: both ends see a reset."""
+        self.finish(error)
+
+    def close(self) -> None:
+        self.finish(ConnectionAbortedError("closed"))
+
+
+class PumpRelay:
+    """Streams of which one has no socket of its own (multiplexed, datagram carried): two tasks."""
+
+    __slots__ = ("_done", "_streams", "_task", "down", "up")
+
+    def __init__(self, client: Stream, remote: Stream, done: Done) -> None:
+        self._streams = (client, remote)
+        self._done = done
+        self.up = 0
+        self.down = 0
+        self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        client, remote = self._streams
+        error: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(client, remote, True))
+                group.create_task(self._pump(remote, client, False))
+        except* (OSError, GatewayError) as errors:
+            error = errors.exceptions[0]
+        except* asyncio.CancelledError:
+            error = ConnectionAbortedError("closed")
+        finally:
+            client.close()
+            remote.close()
+        self._done(error)
+
+    async def _pump(self, source: Stream, target: Stream, upward: bool) -> None:
+        while data := await source.read():
+            if upward:
+                self.up += len(data)
+            else:
+                self.down += len(data)
+            await target.write(data)
+        await target.write_eof()
+
+    def close(self) -> None:
+        self._task.cancel()
+
+
+Relay = SocketRelay | PumpRelay
+
+
+def relay(edge: Edge, pipes: Pipes, client: Stream, remote: Stream, done: Done) -> Relay:
+    """Take both streams over until both have ended. ``done`` may be called before this returns."""
+    if isinstance(client, SocketBacked) and isinstance(remote, SocketBacked):
+        return SocketRelay(edge, pipes, client, remote, done)
+    return PumpRelay(client, remote, done)

@@ -1,0 +1,319 @@
+"""Takes flows from inbounds: asks the rules, sniffs and resolves for them, dials, and lets the relay run.
+
+The engine decides; everything here is I/O for it and what follows from its decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from gateway.core.address import IP, Address
+from gateway.core.contracts import Outbound, Running, Wiring
+from gateway.core.errors import DialError, GatewayError, Rejected
+from gateway.core.flow import Findings, Flow
+from gateway.core.stream import Buffer, Receiver, SocketBacked, Stream
+from gateway.kernel.splice import Pipes
+from gateway.route.engine import Decision, Engine, ResolveRequest, SniffRequest
+from gateway.route.limit import Limit
+from gateway.route.relay import relay, reset
+from gateway.route.running import RunningStream
+from gateway.route.session import Sessions
+from gateway.route.sniff import NEED_MORE, Sniffed, sniff_stream
+
+log = logging.getLogger("gateway.route")
+
+DNS_IDLE = 10.0
+"""Seconds that a hijacked DNS connection may be silent."""
+DROPPED = 60.0
+"""Seconds that a connection whose rule says ``drop`` is held without an answer."""
+
+Accepted = Callable[[bool], Awaitable[None]]
+
+
+class Router:
+    """See ``core.contracts.Router``. ``engine`` may be replaced at any time: flows that run keep their decision.
+
+    ``close()`` before the loop ends.
+    """
+
+    def __init__(self, engine: Engine, wiring: Wiring, limit: Limit | None = None) -> None:
+        self.engine = engine
+        self._wiring = wiring
+        self._clock = wiring.edge.loop.time
+        self.limit = limit or Limit(self._clock)
+        self._pipes = Pipes()
+        self._streams: set[RunningStream] = set()
+        self.sessions = Sessions(self, wiring)
+
+    # -- decisions, shared with the sessions
+
+    def findings(self, flow: Flow) -> Findings:
+        ip, client = flow.destination.ip, flow.source.ip
+        if ip is None or client is None:
+            return Findings()
+        return Findings(learned=self._wiring.resolver.learned(ip, client))
+
+    def owned(self, flow: Flow) -> Flow:
+        """With its process, where a socket of this host began it."""
+        if flow.process is not None:
+            return flow
+        process = self._wiring.owners.find(flow.network, flow.source, flow.destination)
+        return flow if process is None else replace(flow, process=process)
+
+    async def resolve(self, request: ResolveRequest, findings: Findings) -> None:
+        """Raises DialError."""
+        action = request.action
+        found = await self._wiring.resolver.lookup(request.domain, server=action.server, strategy=action.strategy)
+        if not found:
+            raise DialError(f"{request.domain}: no address", "resolve")
+        findings.addresses = tuple(found)
+
+    def chain(self, tag: str) -> tuple[str, ...]:
+        """``tag`` and, where it is a group, its members down to the one in use."""
+        tags = [tag]
+        while (now := getattr(self._wiring.outbounds[tags[-1]], "now", "")) and now not in tags:
+            tags.append(now)
+        return tuple(tags)
+
+    def outbound(self, flow: Flow, decision: Decision) -> Outbound:
+        """Raises DialError where it does not exist or does not carry the flow's network."""
+        if decision.outbound not in self._wiring.outbounds:
+            raise DialError(f'outbound "{decision.outbound}" does not exist')
+        outbound = self._wiring.outbounds[decision.outbound]
+        if flow.network not in outbound.networks:
+            raise DialError(f"outbound {decision.outbound} does not carry {flow.network}")
+        return outbound
+
+    # -- streams
+
+    def route_stream(self, flow: Flow, stream: Stream, accepted: Accepted | None = None) -> None:
+        if not self.limit.enter("tcp", flow.source.host):
+            abort(stream)
+            if accepted is not None:
+                self._wiring.edge.loop.create_task(_refuse(accepted))
+            return
+        running = RunningStream(flow, self._clock(), self._ended)
+        self._streams.add(running)
+        running.task = self._wiring.edge.loop.create_task(self._run(running, stream, accepted))
+
+    async def _run(self, running: RunningStream, stream: Stream, accepted: Accepted | None) -> None:
+        handshake = _Handshake(stream, accepted)
+        try:
+            if await self._serve(running, handshake):
+                return
+            stream.close()
+        except Rejected as rejected:
+            log.info("%s rejected: %s", _name(running), rejected)
+            await self._reject(handshake, rejected.drop)
+        except (GatewayError, OSError) as error:
+            log.info("%s failed: %s", _name(running), error)
+            await self._reject(handshake, False)
+        except BaseException as error:
+            abort(stream)
+            if not isinstance(error, asyncio.CancelledError):
+                log.exception("%s", _name(running))
+        finally:
+            running.task = None
+            if running.relay is None:
+                self._ended(running)
+
+    async def _serve(self, running: RunningStream, handshake: _Handshake) -> bool:
+        """True where a relay has the stream now."""
+        flow = running.flow = self.owned(running.flow)
+        findings = self.findings(flow)
+        decision = await self._decide(flow, findings, handshake)
+        running.rule = decision.rule
+        running.learn(findings)
+        destination = decision.destination or flow.destination
+        if decision.action == "reject":
+            raise Rejected(f"rule {decision.rule}", drop=decision.method == "drop")
+        if decision.action == "hijack-dns":
+            await handshake.accept()
+            await self._answer(flow, handshake.stream)
+            return False
+        outbound = self.outbound(flow, decision)
+        running.chain = self.chain(decision.outbound)
+        remote = await _dial(outbound, flow, destination, findings.addresses)
+        try:
+            await handshake.accept()
+        except BaseException:
+            remote.close()
+            raise
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s to %s%s", _name(running), ">".join(running.chain), _how(findings))
+        found = relay(self._wiring.edge, self._pipes, handshake.stream, remote, running.done)
+        # A short flow may have ended already; it is off the list then.
+        running.relay = found
+        return True
+
+    async def _decide(self, flow: Flow, findings: Findings, handshake: _Handshake) -> Decision:
+        walk = self.engine.start(flow, findings)
+        while True:
+            step = walk.step()
+            if isinstance(step, Decision):
+                return step
+            if isinstance(step, SniffRequest):
+                await handshake.accept()
+                await _sniff(handshake.stream, step, findings)
+            else:
+                await self.resolve(step, findings)
+
+    async def _reject(self, handshake: _Handshake, drop: bool) -> None:
+        stream = handshake.stream
+        try:
+            if drop:
+                async with asyncio.timeout(DROPPED):
+                    while await stream.read():
+                        pass
+            elif handshake.pending:
+                await handshake.refuse()
+                stream.close()
+                return
+        except (OSError, GatewayError, TimeoutError):
+            pass
+        except BaseException:
+            abort(stream)
+            raise
+        abort(stream)
+
+    async def _answer(self, flow: Flow, stream: Stream) -> None:
+        """DNS over TCP (RFC 1035 section 4.2.2): each message behind its length in two bytes."""
+        data = b""
+        while True:
+            while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2]):
+                try:
+                    async with asyncio.timeout(DNS_IDLE):
+                        more = await stream.read()
+                except TimeoutError:
+                    return
+                if not more:
+                    return
+                data += more
+            size = 2 + int.from_bytes(data[:2])
+            answer = await self._wiring.resolver.exchange(data[2:size], flow)
+            data = data[size:]
+            if answer is not None:
+                await stream.write(len(answer).to_bytes(2) + answer)
+
+    def _ended(self, running: RunningStream) -> None:
+        if running in self._streams:
+            self._streams.discard(running)
+            self.limit.leave("tcp", running.flow.source.host)
+
+    # -- datagrams
+
+    def route_packet(self, flow: Flow, data: Buffer, reply: Receiver, segment: int = 0) -> None:
+        self.sessions.packet(flow, data, reply, segment)
+
+    def close_packets(self, inbound: str, source: Address) -> None:
+        self.sessions.end(inbound, source)
+
+    # -- control
+
+    def flows(self) -> list[Running]:
+        return [*self._streams, *self.sessions.running()]
+
+    def close_flows(self, chosen: Callable[[Running], bool]) -> int:
+        ending = [running for running in self.flows() if chosen(running)]
+        for running in ending:
+            running.close()
+        return len(ending)
+
+    async def close(self) -> None:
+        """End every flow."""
+        tasks = [running.task for running in self._streams if running.task is not None]
+        self.close_flows(lambda running: True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.sessions.close()
+        self._pipes.close()
+
+
+class _Handshake:
+    """A client's stream and whether the client still waits for a word about it."""
+
+    __slots__ = ("_accepted", "stream")
+
+    def __init__(self, stream: Stream, accepted: Accepted | None) -> None:
+        self.stream = stream
+        self._accepted = accepted
+
+    @property
+    def pending(self) -> bool:
+        return self._accepted is not None
+
+    async def accept(self) -> None:
+        accepted, self._accepted = self._accepted, None
+        if accepted is not None:
+            await accepted(True)
+
+    async def refuse(self) -> None:
+        accepted, self._accepted = self._accepted, None
+        if accepted is not None:
+            await accepted(False)
+
+
+async def _refuse(accepted: Accepted) -> None:
+    try:
+        await accepted(False)
+    except (OSError, GatewayError):
+        pass
+
+
+async def _dial(outbound: Outbound, flow: Flow, destination: Address, addresses: tuple[IP, ...]) -> Stream:
+    """To ``destination``, or to the addresses that a ``resolve`` rule found for it, one after another."""
+    if not addresses or destination.ip is not None:
+        return await outbound.connect(flow, destination)
+    for ip in addresses[:-1]:
+        try:
+            return await outbound.connect(flow, Address(ip, destination.port))
+        except (DialError, OSError) as error:
+            log.debug("%s: %s", destination, error)
+    return await outbound.connect(flow, Address(addresses[-1], destination.port))
+
+
+async def _sniff(stream: Stream, request: SniffRequest, findings: Findings) -> None:
+    """Read until the sniffers know, give up, or time is up; the bytes go back in front of the stream."""
+    names = frozenset(request.protocols)
+    data = b""
+    try:
+        async with asyncio.timeout(request.timeout):
+            while more := await stream.read():
+                data += more
+                found = sniff_stream(data, names)
+                if found is NEED_MORE:
+                    continue
+                if isinstance(found, Sniffed):
+                    note(findings, found)
+                break
+    except TimeoutError:
+        pass
+    finally:
+        if data:
+            stream.unread(data)
+
+
+def note(findings: Findings, found: Sniffed) -> None:
+    findings.protocol = found.protocol
+    findings.domain = found.domain or findings.domain
+    findings.client = found.client
+
+
+def abort(stream: Stream) -> None:
+    """Close; a TCP client sees a reset, as from a closed port."""
+    if isinstance(stream, SocketBacked) and (sock := getattr(stream, "sock", None)) is not None and sock.fileno() >= 0:
+        stream.detach()
+        reset(sock)
+    else:
+        stream.close()
+
+
+def _name(running: RunningStream) -> str:
+    flow = running.flow
+    return f"{flow.inbound}: {flow.source} {flow.network} {flow.destination}"
+
+
+def _how(findings: Findings) -> str:
+    return f" ({findings.protocol}{' ' if findings.domain else ''}{findings.domain})" if findings.protocol else ""

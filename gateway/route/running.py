@@ -1,0 +1,49 @@
+"""One TCP flow that runs: what the router lists and can end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.core.flow import Findings, Flow
+from gateway.route.relay import Relay
+
+
+class RunningStream:
+    """See ``core.contracts.Running``. ``task`` is its handshake, then ``relay`` its bytes; never both."""
+
+    __slots__ = ("_ended", "chain", "flow", "host", "protocol", "relay", "rule", "since", "task")
+
+    def __init__(self, flow: Flow, since: float, ended: Callable[[RunningStream], None]) -> None:
+        self.flow = flow
+        self.since = since
+        """Seconds of the loop's clock."""
+        self.chain: tuple[str, ...] = ()
+        self.rule = -1
+        self.protocol = ""
+        self.host = ""
+        self.task: asyncio.Task[None] | None = None
+        self.relay: Relay | None = None
+        self._ended = ended
+
+    def learn(self, findings: Findings) -> None:
+        self.protocol = findings.protocol
+        self.host = findings.domain
+
+    @property
+    def up(self) -> int:
+        return self.relay.up if self.relay is not None else 0
+
+    @property
+    def down(self) -> int:
+        return self.relay.down if self.relay is not None else 0
+
+    def done(self, error: BaseException | None) -> None:
+        """The relay has ended."""
+        self._ended(self)
+
+    def close(self) -> None:
+        if self.relay is not None:
+            self.relay.close()
+        elif self.task is not None:
+            self.task.cancel()
