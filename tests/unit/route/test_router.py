@@ -1,0 +1,438 @@
+"""Flows through the router with a scripted engine: real sockets on loopback, real direct outbound."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from gateway.core.address import IP, Address
+from gateway.core.contracts import Wiring
+from gateway.core.flow import Findings, Flow, Process
+from gateway.core.stream import Buffer
+from gateway.kernel.edge import Edge
+from gateway.protocol.block import options as block_options
+from gateway.protocol.block import outbound as block
+from gateway.protocol.direct import options as direct_options
+from gateway.protocol.direct import outbound as direct
+from gateway.protocol.selector import options as selector_options
+from gateway.protocol.selector import outbound as selector
+from gateway.route.action import Resolve
+from gateway.route.engine import Decision, ResolveRequest, SniffRequest
+from gateway.route.limit import Limit
+from gateway.route.router import Router
+from gateway.route.session import timeout_of
+from gateway.transport.tcp import SocketStream
+
+CLIENT = Address.of("192.0.2.7", 40000)
+HTTP = b"GET / HTTP/1.1\r\nHost: Example.COM\r\n\r\n"
+
+Script = Callable[[Flow, Findings], Iterator[Any]]
+
+
+class Walk:
+    def __init__(self, steps: Iterator[Any]) -> None:
+        self._steps = steps
+
+    def step(self) -> Any:
+        return next(self._steps)
+
+
+class Scripted:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.walks = 0
+
+    def start(self, flow: Flow, findings: Findings) -> Walk:
+        self.walks += 1
+        return Walk(self.script(flow, findings))
+
+
+class Names:
+    async def lookup(self, domain: str, *, server: str = "", strategy: str = "") -> list[IP]:
+        return [IPv4Address("127.0.0.1")] if domain == "here.test" else []
+
+    async def exchange(self, query: bytes, flow: Flow) -> bytes | None:
+        return b"answer to " + query
+
+    def learned(self, address: IP, client: IP) -> tuple[str, ...]:
+        return ("learned.test",)
+
+
+class Owners:
+    def find(self, network: str, source: Address, destination: Address) -> Process | None:
+        return Process("/usr/bin/curl") if source.port == 1 else None
+
+
+class Outbounds(dict[str, Any]):
+    default = "direct"
+
+    def leaf(self, tag: str) -> Any:
+        return self[tag]
+
+
+@dataclass
+class House:
+    """A router and everything it is tied to."""
+
+    edge: Edge
+    script: Script
+    limit: Limit | None = None
+    seen: list[Findings] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.wiring = Wiring(self.edge, None, Names(), Outbounds(), None, Owners())  # type: ignore[arg-type]
+        self.engine = Scripted(self.script)
+        self.router = Router(self.engine, self.wiring, self.limit)  # type: ignore[arg-type]
+        self.wiring.router = self.router
+        self.wiring.outbounds.update(  # type: ignore[attr-defined]
+            direct=direct.Outbound("direct", direct_options.OutboundOptions(), self.wiring),
+            other=direct.Outbound("other", direct_options.OutboundOptions(), self.wiring),
+            block=block.Outbound("block", block_options.OutboundOptions(), self.wiring),
+            pick=selector.Outbound(
+                "pick",
+                selector_options.OutboundOptions(outbounds=["direct", "block"], interrupt_exist_connections=True),
+                self.wiring,
+            ),
+        )
+
+    def client(self, destination: Address, *, port: int = 40000, accepted: Any = None) -> socket.socket:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        flow = Flow("tcp", "in", "tproxy", Address(CLIENT.host, port), destination)
+        self.router.route_stream(flow, SocketStream(self.edge, far), accepted)
+        return near
+
+
+def run(body: Callable[[House], Awaitable[None]], script: Script, limit: Limit | None = None) -> None:
+    async def main() -> None:
+        edge = Edge(asyncio.get_running_loop())
+        house = House(edge, script, limit)
+        try:
+            await asyncio.wait_for(body(house), 30)
+        finally:
+            await house.router.close()
+            edge.close()
+
+    asyncio.run(main())
+
+
+def to(tag: str, **more: Any) -> Script:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield Decision("route", tag, 0, **more)
+
+    return script
+
+
+async def serve(answer: bytes = b"pong:") -> tuple[asyncio.Server, Address]:
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = await reader.read(1000)
+        writer.write(answer + data)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(one, "127.0.0.1", 0)
+    return server, Address.of(*server.sockets[0].getsockname()[:2])
+
+
+async def ask(sock: socket.socket, data: bytes) -> bytes:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, data)
+    return await loop.sock_recv(sock, 1000)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+def test_a_stream_is_dialled_listed_and_closed() -> None:
+    async def body(house: House) -> None:
+        server, address = await serve()
+        client = house.client(address)
+        assert await ask(client, b"ping") == b"pong:ping"
+        (running,) = house.router.flows()
+        assert (running.chain, running.up, running.down) == (("direct",), 4, 9)
+        assert house.router.close_flows(lambda one: one.flow.destination == address) == 1
+        assert house.router.flows() == []
+        assert await asyncio.get_running_loop().sock_recv(client, 10) == b""
+        client.close()
+        server.close()
+
+    run(body, to("direct"))
+
+
+def test_sniff_learn_process_and_resolve_reach_the_engine() -> None:
+    seen: list[tuple[Flow, Findings]] = []
+
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        assert findings.learned == ("learned.test",)
+        yield SniffRequest(("tls", "http"), 10.0)
+        yield ResolveRequest("here.test", Resolve())
+        seen.append((flow, findings))
+        yield Decision("route", "direct", 3, destination=Address("here.test", flow.destination.port))
+
+    async def body(house: House) -> None:
+        server, address = await serve()
+        client = house.client(Address.of("203.0.113.1", address.port), port=1)
+        assert (await ask(client, HTTP)).startswith(b"pong:GET / HTTP")
+        ((flow, findings),) = seen
+        assert (findings.protocol, findings.domain) == ("http", "example.com")
+        assert findings.addresses == (IPv4Address("127.0.0.1"),)
+        assert flow.process == Process("/usr/bin/curl")
+        client.close()
+        server.close()
+
+    run(body, script)
+
+
+def test_a_silent_client_is_waited_for_no_longer_than_the_rule_says() -> None:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield SniffRequest(("tls", "http"), 0.05)
+        yield Decision("route", "direct", 0)
+
+    async def body(house: House) -> None:
+        async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 hello")
+            writer.close()
+
+        server = await asyncio.start_server(hello, "127.0.0.1", 0)
+        client = house.client(Address.of(*server.sockets[0].getsockname()[:2]))
+        assert await asyncio.get_running_loop().sock_recv(client, 100) == b"220 hello"
+        client.close()
+        server.close()
+
+    run(body, script)
+
+
+@pytest.mark.parametrize("case", ["reject", "block", "dial", "missing"])
+def test_what_cannot_go_on_is_refused_once(case: str) -> None:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        if case == "reject":
+            yield Decision("reject", rule=2)
+        yield Decision("route", {"block": "block", "dial": "direct"}.get(case, "none"), 0)
+
+    async def body(house: House) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            port = gone.getsockname()[1]
+        told: list[bool] = []
+
+        async def accepted(done: bool) -> None:
+            told.append(done)
+
+        client = house.client(Address.of("127.0.0.1", port), accepted=accepted)
+        assert await asyncio.get_running_loop().sock_recv(client, 10) == b""
+        assert told == [False]
+        await until(lambda: not house.router.flows())
+        # A plain TCP client, captured, sees a reset.
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            plain = socket.create_connection(door.getsockname())
+            ours, _ = door.accept()
+        plain.setblocking(False)
+        ours.setblocking(False)
+        house.router.route_stream(
+            Flow("tcp", "in", "tproxy", CLIENT, Address.of("127.0.0.1", port)), SocketStream(house.edge, ours)
+        )
+        with pytest.raises(ConnectionResetError):
+            await asyncio.get_running_loop().sock_recv(plain, 10)
+        plain.close()
+        client.close()
+
+    run(body, script)
+
+
+def test_hijacked_dns_over_tcp() -> None:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield Decision("hijack-dns", rule=0)
+
+    async def body(house: House) -> None:
+        client = house.client(Address.of("203.0.113.53", 53))
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, b"\0\1a\0")
+        await asyncio.sleep(0.01)
+        await loop.sock_sendall(client, b"\2bc")
+        data = b""
+        while len(data) < 2 + 11 + 2 + 12:
+            data += await loop.sock_recv(client, 100)
+        assert data == b"\0\x0banswer to a\0\x0canswer to bc"
+        client.close()
+
+    run(body, script)
+
+
+def test_selector_changes_and_interrupts() -> None:
+    async def body(house: House) -> None:
+        server, address = await serve()
+        pick = house.wiring.outbounds["pick"]
+        changes: list[str] = []
+        pick.watch(lambda: changes.append(pick.now))
+        client = house.client(address)
+        assert await ask(client, b"ping") == b"pong:ping"
+        assert house.router.flows()[0].chain == ("pick", "direct")
+        with pytest.raises(KeyError):
+            pick.select("other")
+        pick.select("block")
+        assert changes == ["block"]
+        assert await asyncio.get_running_loop().sock_recv(client, 10) == b""
+        refused = house.client(address)
+        assert await asyncio.get_running_loop().sock_recv(refused, 10) == b""
+        client.close()
+        refused.close()
+        server.close()
+
+    run(body, to("pick"))
+
+
+def test_a_device_at_its_cap_is_refused() -> None:
+    async def body(house: House) -> None:
+        server, address = await serve()
+        first = house.client(address)
+        assert await ask(first, b"1") == b"pong:1"
+        second = house.client(address)
+        assert await asyncio.get_running_loop().sock_recv(second, 10) == b""
+        first.close()
+        await until(lambda: not house.router.flows())
+        third = house.client(address)
+        assert await ask(third, b"3") == b"pong:3"
+        second.close()
+        third.close()
+        server.close()
+
+    run(body, to("direct"), Limit(lambda: 0.0, tcp=1))
+
+
+def echo_socket() -> tuple[socket.socket, Address]:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.setblocking(False)
+    return sock, Address.of(*sock.getsockname())
+
+
+class Talk:
+    """What a UDP client sent and got back."""
+
+    def __init__(self, house: House, source: Address = CLIENT) -> None:
+        self.house = house
+        self.source = source
+        self.got: asyncio.Queue[tuple[bytes, Address]] = asyncio.Queue()
+
+    def send(self, data: bytes, destination: Address) -> None:
+        def reply(data: Buffer, peer: Address, segment: int) -> None:
+            self.got.put_nowait((bytes(data), peer))
+
+        self.house.router.route_packet(Flow("udp", "in", "tproxy", self.source, destination), data, reply)
+
+
+def test_one_source_has_one_port_for_all_peers_and_anybody_may_answer() -> None:
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        (one, a), (two, b), (stranger, c) = echo_socket(), echo_socket(), echo_socket()
+        talk = Talk(house)
+        for number in range(5):
+            talk.send(b"%d" % number, a)
+        received = [await loop.sock_recvfrom(one, 100) for _ in range(5)]
+        assert [data for data, _ in received] == [b"0", b"1", b"2", b"3", b"4"]
+        talk.send(b"to two", b)
+        _, name = await loop.sock_recvfrom(two, 100)
+        assert {peer for _, peer in received} == {name}
+        await loop.sock_sendto(stranger, b"hello", name)
+        assert await talk.got.get() == (b"hello", c)
+        other = Talk(house, Address(CLIENT.host, 40001))
+        other.send(b"x", a)
+        assert (await loop.sock_recvfrom(one, 100))[1] != name
+        assert len(house.router.flows()) == 2
+        house.router.close_packets("in", CLIENT)
+        assert len(house.router.flows()) == 1
+        assert house.engine.walks == 3
+        for sock in (one, two, stranger):
+            sock.close()
+
+    run(body, to("direct"))
+
+
+def test_destinations_of_one_source_may_take_different_outbounds() -> None:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield Decision("route", "direct" if flow.destination.port % 2 else "other", 0)
+
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        socks: dict[int, tuple[socket.socket, Address]] = {}
+        while len(socks) < 2:
+            sock, address = echo_socket()
+            if address.port % 2 in socks:
+                sock.close()
+            else:
+                socks[address.port % 2] = (sock, address)
+        talk = Talk(house)
+        names = []
+        for sock, address in socks.values():
+            talk.send(b"x", address)
+            names.append((await loop.sock_recvfrom(sock, 10))[1])
+        assert names[0] != names[1]
+        assert set(house.router.flows()[0].chain) == {"direct", "other"}
+        for sock, _ in socks.values():
+            sock.close()
+
+    run(body, script)
+
+
+def test_an_override_is_hidden_from_the_client() -> None:
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        sock, address = echo_socket()
+        house.engine.script = to("direct", destination=address)
+        asked = Address.of("203.0.113.9", 9999)
+        talk = Talk(house)
+        talk.send(b"x", asked)
+        _, name = await loop.sock_recvfrom(sock, 10)
+        await loop.sock_sendto(sock, b"y", name)
+        assert await talk.got.get() == (b"y", asked)
+        sock.close()
+
+    run(body, to("direct"))
+
+
+def test_rejected_and_hijacked_datagrams() -> None:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield Decision("hijack-dns" if flow.destination.port == 53 else "reject", rule=0)
+
+    async def body(house: House) -> None:
+        talk = Talk(house)
+        dns = Address.of("203.0.113.53", 53)
+        for number in range(3):
+            talk.send(b"q%d" % number, dns)
+            talk.send(b"no", Address.of("203.0.113.1", 9))
+        answers = {await talk.got.get() for _ in range(3)}
+        assert answers == {(b"answer to q%d" % number, dns) for number in range(3)}
+        assert house.router.flows()[0].up == 0
+
+    run(body, script)
+
+
+def test_idle_mappings_end_by_protocol_and_by_rule() -> None:
+    decision = Decision("route", "direct")
+    assert timeout_of(decision, "", 9999, 300.0) == 300.0
+    assert timeout_of(decision, "", 53, 300.0) == 10.0
+    assert timeout_of(decision, "quic", 9999, 300.0) == 30.0
+    assert timeout_of(Decision("route", "direct", udp_timeout=7.0), "dns", 53, 300.0) == 7.0
+
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        sock, address = echo_socket()
+        talk = Talk(house)
+        talk.send(b"x", address)
+        await loop.sock_recvfrom(sock, 10)
+        (session,) = house.router.sessions.running()
+        start = session.used
+        assert not session.expire(start + 299)
+        assert session.expire(start + 301)
+        assert session.links == {}
+        sock.close()
+
+    run(body, to("direct"))
