@@ -182,7 +182,9 @@ class Uplink:
                 self._pause = min(max(self._pause * 2, RETRY[0]), RETRY[1])
                 asyncio.get_running_loop().call_later(self._pause, self._dirty.set)
                 log.warning("%s: %s", self.interface, error)
-                self._publish(replace(self.snapshot, problem=str(error)))
+                link = self._monitor.links.get(self.interface)
+                carrier = link is not None and link.ready
+                self._publish(replace(self.snapshot, lease=self._lease, carrier=carrier, problem=str(error)))
             except Exception:
                 # A bug must not end the uplink: the router would lose its address hours later.
                 log.exception("uplink %s", self.interface)
@@ -261,7 +263,9 @@ class Uplink:
             routes += [r for r in await self._netlink.routes(self.interface) if r.proto == diff.DHCP]
         if self._lease is None and self.options.mtu:
             await self._netlink.set_link(self.interface, mtu=plan.mtu(self.options, None))
-        await self._netlink.reconcile(self.interface, addresses, routes)
+        link = self._monitor.links.get(self.interface)
+        # The kernel takes no routes through an interface that the operator has put down.
+        await self._netlink.reconcile(self.interface, addresses, routes if link is not None and link.up else ())
 
     async def _look(self, link: Link) -> None:
         addresses = await self._netlink.addresses(self.interface)
