@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What process.bpf.c and gateway/kernel/bpf/record.py both know: keys, values, bounds. Change both together.
+ */
+#ifndef GATEWAY_PROCESS_H
+#define GATEWAY_PROCESS_H
+
+/* One path component with its NUL; a longer one makes the path incomplete. */
+#define COMPONENT 64
+/* Components leaf to root, each ended by a NUL, the rest zero. The last COMPONENT bytes are room for one more read. */
+#define PATH 320
+/* Steps of the walk: components and mount points. Each component takes two bytes at least, so few paths end here. */
+#define DEPTH 48
+/* Supplementary groups looked at; a process in more of them is left to userspace where a group is asked for. */
+#define GROUPS 64
+#define COMM 16
+
+/* gateway/kernel/mark.py */
+#define SOCKET_SHIFT 27
+#define BYTE 0xFF000000u
+#define SOCKET 0xF8000000u
+#define UNKNOWN 30u
+#define OWN 31u
+
+/* settings.wants: what the plan asks for, so that an incomplete answer is known to matter. */
+#define WANT_PATH 1u
+#define WANT_NAME 2u
+#define WANT_GROUP 4u
+
+/* owner.flags */
+#define PATH_INCOMPLETE 1u
+#define NAME_INCOMPLETE 2u
+
+/* Element 0 of the array `settings`. A netns of 0 is nobody's: the programs then do nothing. */
+struct settings {
+	__u64 netns;    /* cookie of the network namespace that is steered */
+	__u32 epoch;    /* which half of each `sides` holds: 0 or 1 */
+	__u32 wants[2]; /* by epoch */
+	__u32 pad;
+};
+
+/* Two plans at once: the one in force and the one before or after it. */
+struct sides {
+	__u64 of[2];
+};
+
+/* Value of `owners`, by socket cookie. */
+struct owner {
+	char path[PATH];
+	char comm[COMM];
+	__u32 tgid;
+	__u32 uid;
+	__u32 gid;
+	__u32 flags;
+};
+
+#endif

@@ -1,0 +1,153 @@
+"""Process marks: the cgroup programs of ``process.bpf.c``, attached and fed with a plan.
+
+A socket of this network namespace gets, in mark bits 27-31, the class of its process. Sockets that carry a foreign mark
+in bits 24-31, or our own, are left alone. Closing (or dying) detaches the programs; sockets keep the marks they have.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from pathlib import Path
+
+from gateway.core.errors import KernelError
+from gateway.kernel import mark
+from gateway.kernel.bpf import record
+from gateway.kernel.bpf.loader import OBJECTS, Map, Object
+from gateway.kernel.plan import ProcessPlan
+
+OBJECT = OBJECTS / "process.bpf.o"
+CONNECT = ("connect4", "connect6")
+SENDMSG = ("sendmsg4", "sendmsg6")
+ROOT_KEY = struct.pack("=I", 0)
+SO_NETNS_COOKIE = 71
+
+Table = dict[bytes, int]
+
+
+def netns_cookie() -> int:
+    """The cookie of this network namespace (Linux 5.14 and later). Raises KernelError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            (cookie,) = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))
+        except OSError as error:
+            raise KernelError("read the network namespace's cookie", error.errno or 0, "needs Linux 5.14") from error
+    return int(cookie)
+
+
+def load(path: Path = OBJECT) -> tuple[Object, tuple[str, ...]]:
+    """The loaded object and the programs that this kernel refused. Raises KernelError where it refuses all of it."""
+    without: frozenset[str] = frozenset()
+    while True:
+        programs = Object(path, without)
+        try:
+            programs.load()
+            return programs, tuple(sorted(without))
+        except KernelError:
+            programs.close()
+            if without:
+                raise
+            # Before Linux 5.12 sendmsg4/6 may not set a mark; birth and connect remain.
+            without = frozenset(SENDMSG)
+
+
+class ProcessMarks:
+    """The cgroup programs, attached to ``cgroup_path`` and marking by ``plan`` in the caller's network namespace.
+
+    ``lost`` names the programs that the kernel refused. Raises KernelError; nothing stays attached then.
+    """
+
+    def __init__(self, cgroup_path: str | Path, plan: ProcessPlan, *, netns: int | None = None) -> None:
+        self._netns = netns_cookie() if netns is None else netns
+        self._epoch = 0
+        self._plan = ProcessPlan()
+        self._tables: dict[str, Table] = {}
+        self._object, self.lost = load()
+        try:
+            self._maps = {name: self._object.map(name) for name in ("paths", "names", "uids", "gids", "classes")}
+            self._settings = self._object.map("settings")
+            self._owners = self._object.map("owners")
+            self._check()
+            self.apply(plan)
+            self._attach(cgroup_path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        sizes = (self._settings.value_size, self._owners.value_size, self._maps["paths"].key_size)
+        if sizes != (record.SETTINGS.size, record.OWNER.size, record.PATH):
+            raise KernelError(f"load {OBJECT.name}", 0, "built from another version (make -C bpf)")
+
+    def _attach(self, cgroup_path: str | Path) -> None:
+        try:
+            fd = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(f"open cgroup {cgroup_path}", error.errno or 0) from error
+        try:
+            for name in ("sock_create", *CONNECT, *SENDMSG):
+                if name not in self.lost:
+                    self._object.attach_cgroup(name, fd)
+        finally:
+            os.close(fd)
+
+    def apply(self, plan: ProcessPlan) -> None:
+        """Put ``plan`` in force at one instant.
+
+        Every map value has two sides. The new plan is written on the side that is not read, then the epoch in
+        ``settings`` turns; a program that runs meanwhile goes on with the old side, which stays until the next
+        ``apply``. Raises KernelError (a map is full), and then the old plan is still in force, whole.
+        """
+        new = tables(plan)
+        side = 1 - self._epoch
+        for name, table in new.items():
+            _write(self._maps[name], self._tables.get(name, {}), table, side)
+        wants = [0, 0]
+        wants[self._epoch] = wanted(self._plan)
+        wants[side] = wanted(plan)
+        self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, side, *wants, 0)
+        self._tables, self._plan, self._epoch = new, plan, side
+
+    def owner(self, cookie: int) -> record.Owner | None:
+        """Owner of the socket with ``cookie`` (SO_COOKIE), or None: another namespace's, older than the programs, or
+        long unused."""
+        try:
+            return record.parse_owner(self._owners[struct.pack("=Q", cookie)])
+        except KeyError:
+            return None
+
+    def close(self) -> None:
+        """Detach. Any number of times."""
+        self._object.close()
+
+
+def tables(plan: ProcessPlan) -> dict[str, Table]:
+    """Contents of each map, by its name. Raises KernelError for a class that no socket may have."""
+    for mask, number in plan.classes:
+        if not 0 <= number < mark.UNKNOWN:
+            raise KernelError(f"process class {number} of mask {mask:#x}", 0, "is not 0..29")
+    return {
+        "paths": record.merged((record.path_key(path), bits) for path, bits in plan.paths),
+        "names": record.merged((record.name_key(name), bits) for name, bits in plan.names),
+        "uids": record.merged((record.number_key(uid), bits) for uid, bits in plan.uids),
+        "gids": record.merged((record.number_key(gid), bits) for gid, bits in plan.gids),
+        "classes": {record.mask_key(mask): number + 1 for mask, number in plan.classes},
+    }
+
+
+def wanted(plan: ProcessPlan) -> int:
+    """What the plan asks for; an executable whose path or groups cannot be seen whole matters only then."""
+    asked = ((plan.paths, record.WANT_PATH), (plan.names, record.WANT_NAME), (plan.gids, record.WANT_GROUP))
+    return sum(flag for entries, flag in asked if entries)
+
+
+def _write(target: Map, current: Table, new: Table, side: int) -> None:
+    """Write ``new`` on ``side`` and keep ``current`` on the other; what is on neither goes away."""
+    for key in list(target):
+        if key not in current and key not in new:
+            target.pop(key)
+    for key in current.keys() | new.keys():
+        values = [0, 0]
+        values[side], values[1 - side] = new.get(key, 0), current.get(key, 0)
+        target[key] = record.SIDES.pack(*values)

@@ -1,0 +1,87 @@
+"""Keys and values of the maps of ``process.bpf.c``, byte for byte as ``bpf/process.h`` has them. Pure.
+
+Numbers are in the machine's byte order. A path is stored as the kernel walks it: components from leaf to root, each
+ended by a NUL, the rest zero (``/usr/bin/curl`` is ``curl\\0bin\\0usr\\0``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+COMPONENT = 64
+PATH = 320
+DEPTH = 48
+GROUPS = 64
+
+WANT_PATH = 1
+WANT_NAME = 2
+WANT_GROUP = 4
+
+PATH_INCOMPLETE = 1
+
+SETTINGS = struct.Struct("=QIIII")
+SIDES = struct.Struct("=QQ")
+OWNER = struct.Struct(f"={PATH}s16sIIII")
+
+Rules = Mapping[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who created a socket, or connected or sent on it last, as the kernel saw it then."""
+
+    path: str
+    """Absolute path; empty for a kernel thread and where ``complete`` is False."""
+    complete: bool
+    uid: int
+    gid: int
+    pid: int
+    comm: str
+
+
+def path_key(path: str) -> bytes | None:
+    """The key of an absolute path, or None where it is longer than the walk reaches: a component of more than 63 bytes,
+    more than 257 bytes of components below the first, or too deep. Such an executable is UNKNOWN to the kernel."""
+    key = b""
+    parts = [part for part in path.encode(errors="surrogateescape").split(b"/") if part]
+    for part in reversed(parts):
+        if len(part) >= COMPONENT or len(key) > PATH - COMPONENT:
+            return None
+        key += part + b"\0"
+    # A mount point on the way costs a step too; leave room for eight.
+    return key.ljust(PATH, b"\0") if parts and len(parts) <= DEPTH - 8 else None
+
+
+def name_key(name: str) -> bytes | None:
+    """The key of a base name, or None where it is longer than 63 bytes."""
+    data = name.encode(errors="surrogateescape")
+    return data.ljust(COMPONENT, b"\0") if 0 < len(data) < COMPONENT else None
+
+
+def number_key(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def mask_key(mask: int) -> bytes:
+    return struct.pack("=Q", mask)
+
+
+def merged(pairs: Iterable[tuple[bytes | None, int]]) -> dict[bytes, int]:
+    """Bits of each key; keys that occur twice are united, keys that cannot be are left out."""
+    result: dict[bytes, int] = {}
+    for key, mask in pairs:
+        if key is not None:
+            result[key] = result.get(key, 0) | mask
+    return result
+
+
+def parse_owner(data: bytes) -> Owner:
+    """Raises struct.error unless ``data`` has exactly the size of the record."""
+    path, comm, pid, uid, gid, flags = OWNER.unpack(data)
+    complete = not flags & PATH_INCOMPLETE
+    parts = path.split(b"\0")
+    names = parts[: parts.index(b"")] if b"" in parts else parts
+    text = "/" + b"/".join(reversed(names)).decode(errors="surrogateescape") if complete and names else ""
+    return Owner(text, complete, uid, gid, pid, comm.partition(b"\0")[0].decode(errors="replace"))

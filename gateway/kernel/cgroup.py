@@ -1,0 +1,64 @@
+"""The cgroup2 hierarchy: where it is mounted, sub-cgroups of our own, and moving a process into one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from gateway.core.errors import KernelError
+
+MOUNTS = Path("/proc/mounts")
+
+
+def mount_point(mounts: Path = MOUNTS) -> Path:
+    """Where cgroup2 is mounted: /sys/fs/cgroup on a unified host, a folder below it on a hybrid one. Raises
+    KernelError where it is nowhere."""
+    for line in mounts.read_text().splitlines():
+        fields = line.split()
+        if len(fields) > 2 and fields[2] == "cgroup2":
+            # Spaces in a mount point are written as octal escapes (proc(5)).
+            return Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[1]))
+    raise KernelError("find cgroup2", 0, "it is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
+
+
+def make(path: Path) -> Path:
+    """Create a cgroup below one that exists; one that is there already is taken as it is. Raises KernelError."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise KernelError(f"make cgroup {path}", error.errno or 0) from error
+    return path
+
+
+def remove(path: Path) -> None:
+    """Remove an empty cgroup; one that is gone is no error. Raises KernelError (EBUSY: processes are left in it)."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise KernelError(f"remove cgroup {path}", error.errno or 0) from error
+
+
+def move(pid: int, path: Path) -> None:
+    """Move a whole process (0: the caller) into the cgroup. Raises KernelError."""
+    try:
+        fd = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(pid).encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise KernelError(f"move process {pid} to cgroup {path}", error.errno or 0) from error
+
+
+def processes(path: Path) -> tuple[int, ...]:
+    """Processes in the cgroup itself (not below it); none where it is gone."""
+    try:
+        return tuple(int(line) for line in (path / "cgroup.procs").read_text().split())
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return ()
+        raise KernelError(f"list cgroup {path}", error.errno or 0) from error

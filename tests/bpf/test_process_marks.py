@@ -1,0 +1,272 @@
+"""The cgroup programs on a real kernel: what a socket is marked with, seen by its owner and by nft."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.core.errors import KernelError
+from gateway.kernel import mark
+from gateway.kernel.bpf.process import ProcessMarks, netns_cookie
+from gateway.kernel.plan import ProcessPlan
+
+pytestmark = pytest.mark.root
+HOSTS = {4: "192.0.2.9", 6: "2001:db8::9"}
+
+
+def of(number: int) -> int:
+    return number << mark.SOCKET_SHIFT
+
+
+@contextmanager
+def marking(ground, plan: ProcessPlan) -> Iterator[ProcessMarks]:
+    marks = ProcessMarks(ground.cgroup, plan, netns=ground.cookie())
+    try:
+        assert marks.lost == ()
+        yield marks
+    finally:
+        marks.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_exact_path_tcp_and_udp(ground, family: int) -> None:
+    one, two = ground.copy("one/fetch"), ground.copy("two/fetch")
+    plan = ProcessPlan(paths=((one, 1),), classes=((0, 0), (1, 5)))
+    host = HOSTS[family]
+    with marking(ground, plan):
+        for program, expected in ((one, of(5)), (two, 0)):
+            ground.forget()
+            child = ground.start(program)
+            assert child.order("open", name="t", kind="tcp", family=family) == expected
+            assert child.order("connect", name="t", host=host, port=80) == expected
+            assert child.order("open", name="c", kind="udp", family=family) == expected
+            assert child.order("connect", name="c", host=host, port=53) == expected
+            assert child.order("open", name="u", kind="udp", family=family) == expected
+            # One datagram only: the first one counts.
+            assert child.order("sendto", name="u", host=host, port=53) == expected
+            assert ground.marks(family) == {("tcp", expected), ("udp", expected)}
+
+
+def test_disguises(ground) -> None:
+    real, other = ground.copy("real/tool"), ground.copy("other/thing")
+    link = ground.folder / "link"
+    link.symlink_to(real)
+    hard = ground.folder / "hard"
+    os.link(other, hard)
+    plan = ProcessPlan(paths=((real, 1), (str(hard), 2)), classes=((0, 0), (1, 1), (2, 2)))
+    with marking(ground, plan):
+        for program, argv0, expected in (
+            (real, "innocent", 1),
+            (str(link), "", 1),
+            (other, real, 0),
+            (other, "tool", 0),
+            (str(hard), "", 2),
+        ):
+            child = ground.start(program, argv0=argv0)
+            assert child.order("open", name="t", kind="tcp") == of(expected), (program, argv0)
+
+
+def test_replaced_while_running(ground) -> None:
+    program = ground.copy("app/tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+        child = ground.start(program)
+        assert child.order("open", name="a", kind="tcp") == of(1)
+        os.unlink(program)
+        assert child.order("open", name="b", kind="tcp") == of(1)
+        assert marks.owner(child.order("where", name="b")["cookie"]).path == program
+
+
+def test_name(ground) -> None:
+    one, two, three = ground.copy("one/fetch"), ground.copy("two/fetch"), ground.copy("fetch/other")
+    with marking(ground, ProcessPlan(names=(("fetch", 1),), classes=((0, 0), (1, 7)))):
+        for program, expected in ((one, of(7)), (two, of(7)), (three, 0)):
+            assert ground.start(program).order("open", name="t", kind="tcp") == expected
+
+
+def test_user_and_groups(ground) -> None:
+    program = ground.copy("tool")
+    plan = ProcessPlan(
+        uids=((4001, 1),), gids=((4100, 2), (4200, 4)), classes=((0, 0), (1, 1), (2, 2), (4, 4), (3, 3), (5, 5))
+    )
+    with marking(ground, plan):
+        for uid, gid, groups, expected in (
+            (4001, 4000, [], 1),
+            (4002, 4100, [], 2),
+            (4002, 4000, [4200], 4),
+            (4002, 4000, [*range(5000, 5040), 4200], 4),
+            (4001, 4100, [], 3),
+            (4001, 4000, [4001, 4200], 5),
+            (4002, 4100, [4200], mark.UNKNOWN),
+            (4002, 4000, [4001], 0),
+            # More groups than the program looks at: userspace must judge.
+            (4002, 4000, [*range(5000, 5070)], mark.UNKNOWN),
+        ):
+            child = ground.start(program, user=(uid, gid, groups))
+            assert child.order("open", name="t", kind="tcp") == of(expected), (uid, gid, groups)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_user_changes_after_creation(ground, family: int) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(uids=((4001, 1),), classes=((0, 0), (1, 1)))) as marks:
+        child = ground.start(program)
+        for name, kind in (("t", "tcp"), ("c", "udp"), ("u", "udp")):
+            assert child.order("open", name=name, kind=kind, family=family) == 0
+        child.order("user", uid=4001)
+        assert child.order("connect", name="t", host=HOSTS[family], port=80) == of(1)
+        assert child.order("connect", name="c", host=HOSTS[family], port=53) == of(1)
+        assert child.order("sendto", name="u", host=HOSTS[family], port=53) == of(1)
+        assert marks.owner(child.order("where", name="u")["cookie"]).uid == 4001
+        ground.forget()
+        child.order("sendto", name="u", host=HOSTS[family], port=53)
+        assert ground.marks(family) == {("udp", of(1))}
+
+
+def test_groups_change_after_creation(ground) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(gids=((4200, 1),), classes=((0, 0), (1, 1)))):
+        child = ground.start(program)
+        assert child.order("open", name="t", kind="tcp") == 0
+        child.order("groups", gids=[4200])
+        assert child.order("connect", name="t", host="192.0.2.9", port=80) == of(1)
+
+
+def test_another_namespace_stays_unmarked(ground, netns: Callable[[], str]) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+        child = ground.start(program, netns=netns())
+        assert child.order("open", name="t", kind="tcp") == 0
+        assert child.order("connect", name="t", host="192.0.2.9", port=80) == 0
+        assert marks.owner(child.order("where", name="t")["cookie"]) is None
+
+
+def test_another_cgroup_stays_unmarked(ground) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))):
+        outside = type(ground)(ground.cgroup.parent, ground.netns, ground.folder)
+        try:
+            assert outside.start(program).order("open", name="t", kind="tcp") == 0
+        finally:
+            outside.close()
+
+
+@pytest.mark.parametrize("own", [mark.OWN, mark.OWN | 0x1234, 0x02000000, 0x0C000000, 0x05000007])
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_foreign_and_own_marks_are_kept(ground, own: int, kind: str) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))):
+        child = ground.start(program)
+        child.order("open", name="s", kind=kind)
+        assert child.order("own", name="s", own=own) == own
+        assert child.order("connect", name="s", host="192.0.2.9", port=80) == own
+
+
+def test_low_bits_belong_to_others(ground) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 29)))):
+        child = ground.start(program)
+        child.order("open", name="s", kind="udp")
+        child.order("own", name="s", own=0x00ABCDEF)
+        assert child.order("connect", name="s", host="192.0.2.9", port=80) == of(29) | 0x00ABCDEF
+
+
+def test_unforeseen_mask_is_unknown(ground) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), names=(("tool", 2),), classes=((0, 0), (1, 1)))):
+        assert ground.start(program).order("open", name="t", kind="tcp") == of(mark.UNKNOWN)
+
+
+def test_path_beyond_the_walk_is_unknown(ground) -> None:
+    long = ground.copy("/".join(["d" * 60] * 5) + "/tool")
+    wide = ground.copy("w" * 100 + "/tool")
+    leaf = ground.copy("l" * 64)
+    short = ground.copy("tool")
+    unknown = of(mark.UNKNOWN)
+    with marking(ground, ProcessPlan(paths=((long, 1),), classes=((0, 0), (1, 1)))) as marks:
+        assert ground.start(long).order("open", name="t", kind="tcp") == unknown
+        assert ground.start(wide).order("open", name="t", kind="tcp") == unknown
+        assert ground.start(short).order("open", name="t", kind="tcp") == 0
+        # Where nothing asks for paths, a long one does not matter; the name is still seen whole.
+        marks.apply(ProcessPlan(names=(("tool", 1),), classes=((0, 0), (1, 1))))
+        assert ground.start(long).order("open", name="t", kind="tcp") == of(1)
+        assert ground.start(leaf).order("open", name="t", kind="tcp") == unknown
+
+
+def test_live_update(ground) -> None:
+    one, two = ground.copy("one"), ground.copy("two")
+    with marking(ground, ProcessPlan(paths=((one, 1),), classes=((0, 0), (1, 1)))) as marks:
+        first, second = ground.start(one), ground.start(two)
+        assert first.order("open", name="t", kind="udp") == of(1)
+        for turn in range(4):
+            # The same bits and masks change their meaning each time.
+            which, number = ((two, 9), (one, 3))[turn % 2]
+            marks.apply(ProcessPlan(paths=((which, 1),), classes=((0, 0), (1, number))))
+            assert first.order("open", name=f"t{turn}", kind="tcp") == (of(number) if which == one else 0)
+            assert second.order("open", name=f"t{turn}", kind="tcp") == (of(number) if which == two else 0)
+        assert first.order("connect", name="t", host="192.0.2.9", port=9) == of(3)
+        marks.apply(ProcessPlan())
+        assert first.order("connect", name="t", host="192.0.2.9", port=9) == 0
+        assert not list(marks._maps["paths"]) or all(set(marks._maps["paths"][k][-8:]) for k in marks._maps["paths"])
+        marks.apply(ProcessPlan())
+        assert list(marks._maps["paths"]) == []
+
+
+def test_refused_plan_leaves_the_old_one(ground) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+        child = ground.start(program)
+        with pytest.raises(KernelError, match="class 30"):
+            marks.apply(ProcessPlan(classes=((0, 30),)))
+        with pytest.raises(KernelError, match="uids"):
+            marks.apply(ProcessPlan(uids=tuple((uid, 1) for uid in range(9000)), classes=((0, 2),)))
+        assert child.order("open", name="t", kind="tcp") == of(1)
+        marks.apply(ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 2))))
+        assert child.order("open", name="u", kind="tcp") == of(2)
+
+
+def test_close_detaches_and_repeats(ground) -> None:
+    program = ground.copy("tool")
+    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+        child = ground.start(program)
+        assert child.order("open", name="a", kind="tcp") == of(1)
+        marks.close()
+        assert child.order("open", name="b", kind="tcp") == 0
+        marks.close()
+
+
+def test_sigkill_detaches(ground) -> None:
+    program = ground.copy("tool")
+    plan = ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))
+    cookie = ground.cookie()
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        marks = ProcessMarks(ground.cgroup, plan, netns=cookie)
+        os.write(tell, b"x")
+        while marks:
+            time.sleep(1)
+    assert os.read(ready, 1) == b"x"
+    child = ground.start(program)
+    assert child.order("open", name="a", kind="tcp") == of(1)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    os.close(ready)
+    os.close(tell)
+    # The kernel lets go of links on a work queue.
+    deadline = time.monotonic() + 20
+    while child.order("open", name="b", kind="tcp") != 0:
+        assert time.monotonic() < deadline
+    assert child.order("open", name="c", kind="udp") == 0
+
+
+def test_own_cookie_is_this_namespace(ground) -> None:
+    assert netns_cookie() not in (0, ground.cookie())
+
+
+def test_missing_cgroup_is_named(ground) -> None:
+    with pytest.raises(KernelError, match="no-such-group"):
+        ProcessMarks(ground.cgroup / "no-such-group", ProcessPlan())
