@@ -61,7 +61,9 @@ class Ground:
         shutil.copy2("/usr/bin/python3.11" if os.path.exists("/usr/bin/python3.11") else sys.executable, target)
         return str(target)
 
-    def start(self, program: str, *, netns: str = "", argv0: str = "", user: tuple[int, int, list[int]] | None = None) -> Child:
+    def start(
+        self, program: str, *, netns: str = "", argv0: str = "", user: tuple[int, int, list[int]] | None = None
+    ) -> Child:
         """Run the probe under ``program``, perhaps as (uid, gid, groups); it obeys orders one a line."""
         drop: list[str] = []
         if user:
@@ -110,10 +112,10 @@ class Child:
         self.process = process
         self.pid = process.pid
 
-    def order(self, name: str, **words: Any) -> Any:
+    def order(self, verb: str, /, **words: Any) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"order": name, **words}) + "\n")
+        self.process.stdin.write(json.dumps({"order": verb, **words}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline() or '{"error": "it died"}')
         assert "error" not in answer, answer
@@ -159,7 +161,7 @@ def netns() -> Iterator[Callable[[], str]]:
 def ground(tmp_path: Path, netns: Callable[[], str]) -> Iterator[Ground]:
     # pytest's folder is 0700; other users must reach the copies.
     for folder in (tmp_path, *tmp_path.parents):
-        if "pytest" in folder.name:
+        if folder == tmp_path or "pytest" in folder.name:
             folder.chmod(0o755)
     group = cgroup.make(cgroup.mount_point() / f"gwbpf-{os.getpid()}-{secrets.token_hex(3)}")
     made = Ground(group, netns(), tmp_path)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from gateway.kernel.bpf.process import ProcessMarks, netns_cookie
 from gateway.kernel.plan import ProcessPlan
 
 pytestmark = pytest.mark.root
+ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {4: "192.0.2.9", 6: "2001:db8::9"}
 
 
@@ -238,24 +242,30 @@ def test_close_detaches_and_repeats(ground) -> None:
         marks.close()
 
 
+HOLDER = """
+import sys, time
+from gateway.kernel.bpf.process import ProcessMarks
+from gateway.kernel.plan import ProcessPlan
+group, program, cookie = sys.argv[1:]
+marks = ProcessMarks(group, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1))), netns=int(cookie))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_sigkill_detaches(ground) -> None:
     program = ground.copy("tool")
-    plan = ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))
-    cookie = ground.cookie()
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        marks = ProcessMarks(ground.cgroup, plan, netns=cookie)
-        os.write(tell, b"x")
-        while marks:
-            time.sleep(1)
-    assert os.read(ready, 1) == b"x"
-    child = ground.start(program)
-    assert child.order("open", name="a", kind="tcp") == of(1)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    os.close(ready)
-    os.close(tell)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(ground.cgroup), program, str(ground.cookie())],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "ready\n"
+        child = ground.start(program)
+        assert child.order("open", name="a", kind="tcp") == of(1)
+    finally:
+        holder.kill()
+        holder.communicate()
     # The kernel lets go of links on a work queue.
     deadline = time.monotonic() + 20
     while child.order("open", name="b", kind="tcp") != 0:

@@ -1,0 +1,100 @@
+"""Owners of router-local flows, through the owner map and through /proc."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from ipaddress import ip_address
+
+import pytest
+
+from gateway.core.address import Address
+from gateway.kernel.bpf.process import ProcessMarks
+from gateway.kernel.owner import SocketOwners
+from gateway.kernel.plan import ProcessPlan
+
+pytestmark = pytest.mark.root
+LOCAL = {4: "192.0.2.2", 6: "2001:db8::2"}
+HOST = {4: "192.0.2.9", 6: "2001:db8::9"}
+ANY = {4: "0.0.0.0", 6: "::"}
+
+
+def inside(namespace: str, make):
+    """``make()`` in a thread that has entered the namespace: netlink sockets stay where they were opened."""
+    result = []
+
+    def enter() -> None:
+        fd = os.open(namespace, os.O_RDONLY)
+        assert ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) == 0
+        os.close(fd)
+        result.append(make())
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    return result[0]
+
+
+@pytest.fixture(params=["map", "proc"])
+def owners(request, ground):
+    marks = None
+    if request.param == "map":
+        marks = ProcessMarks(ground.cgroup, ProcessPlan(), netns=ground.cookie())
+    found = inside(ground.namespace, lambda: SocketOwners(marks))
+    yield found
+    found.close()
+    found.close()
+    if marks:
+        marks.close()
+
+
+def at(host: str, port: int) -> Address:
+    return Address(ip_address(host), port)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_tcp_and_udp(ground, owners, family: int) -> None:
+    children = {name: ground.start(ground.copy(name), user=(uid, uid, [uid + 1]))
+                for name, uid in (("one", 4001), ("two", 4002))}  # fmt: skip
+    host, there = HOST[family], at(HOST[family], 443)
+    for name, child in children.items():
+        uid = 4001 if name == "one" else 4002
+        for label, kind in (("t", "tcp"), ("c", "udp"), ("u", "udp")):
+            child.order("open", name=label, kind=kind, family=family)
+        child.order("connect", name="t", host=host, port=443)
+        child.order("connect", name="c", host=host, port=443)
+        child.order("sendto", name="u", host=host, port=443)
+        for label, network in (("t", "tcp"), ("c", "udp"), ("u", "udp")):
+            port = child.order("where", name=label)["local"][1]
+            process = owners.find(network, at(LOCAL[family], port), there)
+            assert process is not None, (name, label)
+            assert process.path == str(ground.folder / name)
+            assert (process.uid, process.gids, process.pid) == (uid, (uid, uid + 1), child.order("pid"))
+            # The same socket, asked for under a source that only passes through: not ours.
+            foreign = at("198.51.100.7" if family == 4 else "2001:db8:7::7", port)
+            assert owners.find(network, foreign, there) is None
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_forwarded_flow_from_the_port_of_a_listener(ground, owners, family: int) -> None:
+    child = ground.start(ground.copy("server"))
+    child.order("open", name="l", kind="tcp", family=family, local=ANY[family], port=8080)
+    child.order("listen", name="l")
+    child.order("open", name="u", kind="udp", family=family, local=ANY[family], port=8080)
+    foreign = at("198.51.100.7" if family == 4 else "2001:db8:7::7", 8080)
+    for network in ("tcp", "udp"):
+        assert owners.find(network, foreign, at(HOST[family], 443)) is None
+    assert owners.find("tcp", at(LOCAL[family], 8080), at(HOST[family], 443)) is None
+    assert owners.find("udp", at(LOCAL[family], 8080), at(HOST[family], 443)).name == "server"
+
+
+def test_names_are_not_looked_up(owners) -> None:
+    assert owners.find("tcp", Address("example.org", 1), at("192.0.2.9", 2)) is None
+
+
+def test_owner_outlives_nothing(ground, owners) -> None:
+    child = ground.start(ground.copy("brief"))
+    child.order("open", name="u", kind="udp", local="192.0.2.2", port=7000)
+    child.order("close", name="u")
+    assert owners.find("udp", at("192.0.2.2", 7000), at("192.0.2.9", 1)) is None
