@@ -1,4 +1,4 @@
-"""A ground for the cgroup programs: a fresh sub-cgroup, fresh network namespaces, and a foreign-looking program in them.
+"""A ground for the cgroup programs: a fresh sub-cgroup, fresh network namespaces, a foreign-looking program in them.
 
 The program is a copy of the Python interpreter: whatever path it is copied to is its executable. Its sockets' traffic
 goes to an interface behind which nobody answers, where an nft set counts the marks it leaves with.

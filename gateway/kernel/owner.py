@@ -1,0 +1,242 @@
+"""Who owns a flow that starts on this host: ``core.contracts.Owners``.
+
+::
+
+    sock_diag, one exact lookup     source, destination -> uid, inode, cookie      (a forwarded flow ends here)
+    owners map of process.bpf.c     cookie -> path, uid, gid, pid
+    else /proc/PID/fd               inode -> pid -> /proc/PID/exe
+
+Not a scan of /proc/net. Wire formats: linux/inet_diag.h, linux/sock_diag.h, linux/rtnetlink.h. Calls do not block but
+for the /proc scan, which is the fallback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from ipaddress import IPv4Address, ip_address
+from typing import NamedTuple, Protocol
+
+from gateway.core.address import IP, Address
+from gateway.core.errors import KernelError
+from gateway.core.flow import Network, Process
+from gateway.kernel.bpf.record import Owner
+
+NETLINK_ROUTE = 0
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+RTM_NEWROUTE = 24
+RTM_GETROUTE = 26
+RTA_DST = 1
+RTN_LOCAL = 2
+NLM_F_REQUEST = 1
+NLMSG_ERROR = 2
+TCP_LISTEN = 10
+NOCOOKIE = b"\xff" * 8
+HEADER = struct.Struct("=IHHII")
+REQUEST = struct.Struct("=BBBBI")
+"""struct inet_diag_req_v2 up to its socket id: family, protocol, extensions, pad, states."""
+PORTS = struct.Struct("!HH")
+MESSAGE = 72
+"""Size of struct inet_diag_msg."""
+RECEIVE = 8192
+
+
+class Found(NamedTuple):
+    """What sock_diag says of one socket."""
+
+    state: int
+    source: IP
+    port: int
+    cookie: int
+    uid: int
+    inode: int
+
+
+class Cookies(Protocol):
+    """What knows owners by socket cookie: ``ProcessMarks``."""
+
+    def owner(self, cookie: int) -> Owner | None: ...
+
+
+class SocketOwners:
+    """Looks owners up in the network namespace where it was made.
+
+    ``marks`` None: every answer comes through /proc. Raises KernelError from the constructor where netlink is refused;
+    ``find`` never raises. Not for use by several threads.
+    """
+
+    def __init__(self, marks: Cookies | None = None) -> None:
+        self.marks = marks
+        self._diag = _netlink(NETLINK_SOCK_DIAG)
+        try:
+            self._route = _netlink(NETLINK_ROUTE)
+        except KernelError:
+            self._diag.close()
+            raise
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Any number of times."""
+        self._diag.close()
+        self._route.close()
+
+    def find(self, network: Network, source: Address, destination: Address) -> Process | None:
+        """The process behind the socket that sends from ``source`` to ``destination``; None for a forwarded flow, a
+        socket that is gone, and a domain name in place of an address."""
+        if source.ip is None or destination.ip is None or type(source.ip) is not type(destination.ip):
+            return None
+        try:
+            found = self._socket(network, source, destination)
+        except OSError:
+            return None
+        if found is None:
+            return None
+        owner = self.marks.owner(found.cookie) if self.marks else None
+        if owner is not None:
+            return _of_record(owner)
+        return _of_inode(found.inode, found.uid) if found.inode else None
+
+    def _socket(self, network: Network, source: Address, destination: Address) -> Found | None:
+        assert source.ip is not None
+        assert destination.ip is not None
+        ends = (source.ip, source.port), (destination.ip, destination.port)
+        if network == "udp":
+            # udp_dump_one() swaps the ends "for historical reasons".
+            ends = ends[1], ends[0]
+        family = socket.AF_INET if isinstance(source.ip, IPv4Address) else socket.AF_INET6
+        protocol = socket.IPPROTO_TCP if network == "tcp" else socket.IPPROTO_UDP
+        (first, first_port), (second, second_port) = ends
+        body = REQUEST.pack(family, protocol, 0, 0, 0xFFFFFFFF) + PORTS.pack(first_port, second_port)
+        body += first.packed.ljust(16, b"\0") + second.packed.ljust(16, b"\0") + bytes(4) + NOCOOKIE
+        answer = self._ask(self._diag, SOCK_DIAG_BY_FAMILY, body)
+        found = parse_message(answer) if answer is not None else None
+        if found is None or found.port != source.port:
+            return None
+        if found.source == source.ip and not (network == "tcp" and found.state == TCP_LISTEN):
+            return found
+        # A socket bound to the wildcard also answers for the source of a flow that is only passing through.
+        if network == "udp" and found.source.is_unspecified and self._is_local(source.ip):
+            return found
+        return None
+
+    def _is_local(self, ip: IP) -> bool:
+        family = socket.AF_INET if isinstance(ip, IPv4Address) else socket.AF_INET6
+        body = struct.pack("=BBBBBBBBI", family, len(ip.packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+        body += struct.pack("=HH", 4 + len(ip.packed), RTA_DST) + ip.packed
+        answer = self._ask(self._route, RTM_GETROUTE, body)
+        return answer is not None and len(answer) >= 8 and answer[7] == RTN_LOCAL
+
+    def _ask(self, sock: socket.socket, kind: int, body: bytes) -> bytes | None:
+        """The one answer to one request, without its header; None for an error (no such socket). Raises OSError."""
+        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
+        sock.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, self._sequence, 0) + body)
+        for _ in range(8):
+            # The kernel answers inside send(2); what is older than the question is skipped.
+            data = sock.recv(RECEIVE, socket.MSG_DONTWAIT)
+            if len(data) < HEADER.size:
+                continue
+            length, got, _flags, sequence, _pid = HEADER.unpack_from(data)
+            if sequence == self._sequence:
+                return None if got == NLMSG_ERROR else data[HEADER.size : length]
+        return None
+
+
+def _netlink(protocol: int) -> socket.socket:
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        sock.bind((0, 0))
+    except OSError as error:
+        raise KernelError(f"open netlink {protocol}", error.errno or errno.EIO) from error
+    return sock
+
+
+def parse_message(data: bytes) -> Found | None:
+    """A struct inet_diag_msg; an IPv4-mapped source is unmapped. None where it is cut short or of another family."""
+    if len(data) < MESSAGE or data[0] not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    (port,) = struct.unpack_from("!H", data, 4)
+    source = Address.of(ip_address(data[8:12] if data[0] == socket.AF_INET else data[8:24]), port).ip
+    assert source is not None
+    (cookie,) = struct.unpack_from("=Q", data, 44)
+    uid, inode = struct.unpack_from("=II", data, 64)
+    return Found(data[1], source, port, cookie, uid, inode)
+
+
+@lru_cache(1024)
+def user_name(uid: int) -> str:
+    """Login name of ``uid``, or "" where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+def _of_record(owner: Owner) -> Process:
+    path = owner.path if owner.complete else executable(owner.pid)
+    groups = supplementary(owner.pid, owner.uid)
+    gids = (owner.gid, *(gid for gid in groups if gid != owner.gid))
+    return Process(path, owner.uid, user_name(owner.uid), gids, owner.pid)
+
+
+def _of_inode(inode: int, uid: int) -> Process:
+    wanted = f"socket:[{inode}]"
+    for pid in _processes(uid):
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                if any(_target(entry.path) == wanted for entry in entries):
+                    return Process(executable(pid), uid, user_name(uid), supplementary(pid, uid), pid)
+        except OSError:
+            continue
+    return Process("", uid, user_name(uid))
+
+
+def _processes(uid: int) -> Iterator[int]:
+    """All processes, those of ``uid`` first: a socket may outlive its maker's change of user."""
+    others = []
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if not entry.name.isdecimal():
+                continue
+            try:
+                owner = entry.stat().st_uid
+            except OSError:
+                continue
+            if owner == uid:
+                yield int(entry.name)
+            else:
+                others.append(int(entry.name))
+    yield from others
+
+
+def _target(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def executable(pid: int) -> str:
+    """Path of the executable of ``pid``, under its old name where the file was deleted; "" where it cannot be read."""
+    return _target(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+
+
+def supplementary(pid: int, uid: int) -> tuple[int, ...]:
+    """Primary and supplementary groups of ``pid`` as long as it still runs as ``uid``; else none."""
+    fields: dict[str, list[str]] = {}
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            for line in status:
+                name, _, rest = line.partition(":")
+                fields[name] = rest.split()
+    except OSError:
+        return ()
+    if str(uid) not in fields.get("Uid", []):
+        return ()
+    primary = int(fields["Gid"][3])
+    return (primary, *(int(gid) for gid in fields.get("Groups", []) if int(gid) != primary))
