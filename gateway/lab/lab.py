@@ -99,8 +99,11 @@ class Lab:
     def _build(self) -> None:
         Path(self.state.group).mkdir()
         self.shared.mkdir()
+        for folder in (self.folder, self.shared):
+            folder.chmod(0o755)  # programs run by other users read the certificates, whatever our umask
         for name, text in self.topology.shared.items():
             (self.shared / name).write_text(text)
+            (self.shared / name).chmod(0o644)
         for plan in self.topology.hosts:
             namespace = self.state.namespaces[plan.name]
             group = Path(self.state.group, plan.name)

@@ -102,7 +102,9 @@ def test_bootstrap_touches_no_service_and_is_quick_the_second_time(tree: Path) -
     assert (tree / CALLS).read_text() == ""
     assert enabled(tree) == before
     sources = {file.name.removesuffix(".c") for file in (CHECKOUT / "bpf").glob("*.bpf.c")}
-    assert {file.name.removesuffix(".o") for file in (tree / "opt/gateway/gateway/kernel/bpf/objects").glob("*.o")} == sources
+    assert {
+        file.name.removesuffix(".o") for file in (tree / "opt/gateway/gateway/kernel/bpf/objects").glob("*.o")
+    } == sources
     second = inside(tree, "/opt/gateway/gw", "version")
     assert (second.returncode, second.stdout) == (0, first.stdout)
     assert second.stderr == "", "the second time there is nothing to do"
