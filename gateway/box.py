@@ -44,7 +44,6 @@ class Box:
         self.journal = Journal(run)
         self.netlink = Netlink(self.journal.record)
         self.monitor = Monitor(self.netlink)
-        self.library = Library()
         own = frozenset(prefix.ip for lan in self.options.lans for prefix in lan.address)
         self.uplinks = Uplinks(
             self.options.uplinks, self.netlink, self.monitor, state, self.journal.record, mark.OWN, own
@@ -105,7 +104,7 @@ class Box:
 
     def _base(self, options: GatewayOptions) -> None:
         self.journal.record(base.UNDO)
-        base.apply(self.library, base_plan(options))
+        base.apply(Library(), base_plan(options))
 
 
 def base_plan(options: GatewayOptions) -> Base:

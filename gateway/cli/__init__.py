@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "run the gateway",
     "status": "what the running gateway says of itself",
     "check": "judge a configuration without starting it",
+    "demo": "a home network in namespaces, routed before your eyes",
     "format": "print a configuration in canonical form",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",

@@ -35,12 +35,14 @@ def host_lines(host: Host, links: tuple[Link, ...], *, first: bool = True) -> li
     for name in mine:
         lines += [f"link set dev {name} master {master[name]}"] if name in master else []
         lines += [f"link set dev {name} up"]
-    # An address whose interface is plugged in later waits for it.
+    # An address or a route whose interface is plugged in later waits for it.
     known = {*mine, *(["lo", *(bridge.name for bridge in host.bridges)] if first else [])}
     for name, addresses in host.addresses.items():
         if name in known:
             lines += [f"addr add {text} dev {name}" + (" nodad" if ":" in text else "") for text in addresses]
-    for route in host.routes if first else ():
+    for route in host.routes:
+        if route.interface not in known if route.interface else not first:
+            continue
         target = "::/0" if route.target == "default6" else route.target
         device = f" dev {route.interface}" if route.interface else ""
         lines.append(f"route add {target} via {route.via}{device}")

@@ -24,7 +24,10 @@ def folder() -> Path:
 
 
 class Library:
-    """One libnftables context. Raises KernelError where the library is missing."""
+    """One libnftables context. Raises KernelError where the library is missing.
+
+    A context remembers every ``define`` it has read and refuses the same one again: a file with defines is loaded
+    once by each context."""
 
     def __init__(self) -> None:
         before = _sockets()

@@ -1,0 +1,162 @@
+"""The home scenario with a gateway in it: what the demo and its tests act on.
+
+The gateway's configuration is the one in ``examples/``, with the drawn addresses in place of the printed ones.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.config.text import parse
+from gateway.lab.lab import Lab
+from gateway.lab.netns import LabError
+from gateway.lab.process import Process
+from gateway.lab.scenario import home
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FORWARDED = 8081
+UNSTEADY = "-e nf_conntrack_count -e stable_secret -e tcp_fastopen_key"
+"""Sysctls that the kernel itself draws or counts."""
+PATIENCE = 20.0
+"""Seconds that anything may take; generous, for the machine is shared."""
+
+
+class CheckError(Exception):
+    """What was seen is not what should be."""
+
+
+def expect(condition: object, message: str) -> None:
+    if not condition:
+        raise CheckError(message)
+
+
+def poll(work: Callable[[], Any], message: str, timeout: float = PATIENCE) -> Any:
+    """``work()`` until it gives something true. Raises CheckError with ``message``."""
+    deadline = time.monotonic() + timeout
+    while not (found := work()):
+        if time.monotonic() > deadline:
+            raise CheckError(f"{message} (within {timeout:.0f} s)")
+        time.sleep(0.05)
+    return found
+
+
+class Stage:
+    """One lab and the gateway on its router. ``sabotage`` breaks one thing on purpose."""
+
+    def __init__(self, programs: Mapping[str, str], seed: int, sabotage: str = "") -> None:
+        self.home = home.draw(random.Random(seed))
+        self.lab = Lab(home.topology(self.home, programs, datetime.datetime.now(datetime.UTC), uplink=False))
+        self.sabotage = sabotage
+        self.gateway: Process | None = None
+        self.changes: dict[str, Any] = {}
+        self.wan4 = ""
+
+    @property
+    def instance(self) -> str:
+        return f"lab-{self.lab.id}"
+
+    def configuration(self) -> dict[str, Any]:
+        """``examples/gateway.json`` with this run's addresses."""
+        value: dict[str, Any] = parse((EXAMPLES / "gateway.json").read_text(), "gateway.json")
+        drawn, gateway = self.home, value["gateway"]
+        static = gateway["uplinks"][0]["static"]
+        static["address"], static["gateway"] = [f"{drawn.router_wan6}/64"], [drawn.isp6]
+        lan, net = gateway["lans"][0], drawn.lan4.rpartition(".")[0]
+        lan["address"] = [f"{drawn.router_lan4}/24", f"{drawn.router_lan6}/64"]
+        lan["dhcp_server"]["range"] = [f"{net}.100", f"{net}.199"]
+        gateway["forwards"][0]["to"] = drawn.lan1.ipv4
+        if self.sabotage == "open-wan":
+            gateway["firewall"] = False
+        return {**value, "gateway": {**gateway, **self.changes}}
+
+    def write(self) -> Path:
+        path = self.lab.folder / "gateway.json"
+        path.write_text(json.dumps(self.configuration(), indent=1))
+        return path
+
+    def start(self) -> None:
+        """Start the gateway and wait until it answers."""
+        path = self.write()
+        if self.sabotage == "no-gateway":
+            return
+        command = [sys.executable, "-m", "gateway", "run", "-c", str(path), "--instance", self.instance]
+        self.gateway = self.lab.host("router").popen(command)
+        poll(self.answers, "the gateway does not answer on its control socket")
+
+    def answers(self) -> bool:
+        if self.gateway is not None and not self.gateway.running:
+            raise CheckError(f"the gateway has ended: {self.gateway.told()}")
+        return bool(self.command("status", "--json").ok)
+
+    def command(self, *words: str) -> Any:
+        return self.lab.host("router").run([sys.executable, "-m", "gateway", *words, "--instance", self.instance])
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.gateway is not None:
+            self.gateway.signal(number)
+
+    def plug(self) -> None:
+        self.lab.connect(home.uplink_link(self.home))
+
+    def unplug(self) -> None:
+        self.lab.disconnect("router", "wan")
+
+    def lease(self) -> str:
+        """The address that the DHCP server's lease file gives to our hardware address, "" while there is none."""
+        file = self.lab.service_folder("isp", "dnsmasq") / "leases"
+        rows = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        return next((row[2] for row in rows if len(row) > 2 and row[1] == self.home.wan_mac), "")
+
+    def acks(self) -> int:
+        """How often the DHCP server has acknowledged our lease."""
+        log = self.lab.service_folder("isp", "dnsmasq") / "log"
+        text = log.read_text() if log.exists() else ""
+        return sum("DHCPACK" in line and self.home.wan_mac in line for line in text.splitlines())
+
+    def fetch(self, host: str, url: str, *more: str, timeout: float = 5) -> dict[str, Any]:
+        """What the site at ``url`` says it saw of us. Raises CheckError."""
+        words = ["curl", "-s", "-S", "-m", str(timeout), *more, url]
+        result = self.lab.host(host).run(words, timeout=timeout + 20)
+        expect(result.ok, f"curl {url}: {result.err.strip()}")
+        found: dict[str, Any] = result.json()
+        return found
+
+    def conntrack(self, *filters: str) -> list[str]:
+        """Connections that the router tracks, a line each."""
+        out = self.lab.host("router").run(["conntrack", "-L", *filters]).out
+        return [line for line in out.splitlines() if "src=" in line]
+
+    def snapshot(self) -> dict[str, str]:
+        """All of the router's network that the gateway could have changed, as text."""
+        router = self.lab.host("router")
+        commands = {
+            "nft": ["nft", "-j", "list", "ruleset"],
+            "rules": ["sh", "-c", "ip -4 rule; ip -6 rule"],
+            "routes": ["sh", "-c", "ip -4 route show table all; ip -6 route show table all"],
+            "addresses": ["sh", "-c", "ip -br addr | sed 's/@if[0-9]*//'"],
+            "sysctls": [
+                "sh",
+                "-c",
+                f"sysctl -a 2>/dev/null | grep ^net | grep -v {UNSTEADY}",
+            ],
+        }
+        found = {name: router.run(words).out for name, words in commands.items()}
+        found["listeners"] = "\n".join(map(str, sorted(router.listeners())))
+        return found
+
+    def close(self) -> None:
+        """Forget the lease of this instance; the lab takes down everything else."""
+        shutil.rmtree(Path("/var/lib/gateway") / self.instance, ignore_errors=True)
+        shutil.rmtree(Path("/run/gateway") / self.instance, ignore_errors=True)
+
+
+__all__ = ["CheckError", "LabError", "Stage", "expect", "poll"]

@@ -1,0 +1,45 @@
+"""The demo, run as a person runs it: everything holds, and each sabotage is noticed by the checks it should break."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+EVERY = {
+    "late-uplink", "lease", "direct-by-ip", "direct-by-domain", "direct-udp", "direct-quic", "ipv6-direct",
+    "port-forward-kept", "own-ssh-kept", "wan-closed", "reload-keeps-flows", "renew", "kill9-fails-open", "clean-stop",
+}  # fmt: skip
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("demo")]
+
+
+def demo(*words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "gateway", "demo", "--json", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if report["ok"] else 1)
+    return report
+
+
+def broken(report: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["detail"] for check in report["checks"] if not check["ok"]}
+
+
+def test_everything_holds() -> None:
+    report = demo()
+    assert broken(report) == {}
+    assert {check["name"] for check in report["checks"]} == EVERY
+    assert report["lease"]["address"].startswith("192.0.2.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sabotage", "breaks"), [("no-gateway", EVERY), ("open-wan", {"wan-closed"})])
+def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:
+    assert set(broken(demo("--sabotage", sabotage))) == breaks
