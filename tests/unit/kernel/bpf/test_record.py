@@ -1,0 +1,54 @@
+"""Keys and records of the BPF maps, against the bounds in bpf/process.h."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import KernelError
+from gateway.kernel.bpf import record
+from gateway.kernel.bpf.process import tables, wanted
+from gateway.kernel.plan import ProcessPlan
+
+HEADER = (Path(__file__).resolve().parents[4] / "bpf/process.h").read_text()
+
+
+def test_bounds_agree_with_the_header() -> None:
+    values = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)u?\n", HEADER)}
+    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "WANT_PATH", "WANT_NAME", "WANT_GROUP", "PATH_INCOMPLETE"):
+        assert values[name] == getattr(record, name), name
+
+
+def test_path_key_runs_from_leaf_to_root() -> None:
+    assert record.path_key("/usr/bin/curl") == b"curl\0bin\0usr\0".ljust(320, b"\0")
+    assert record.path_key("//usr//bin/curl") == record.path_key("/usr/bin/curl")
+
+
+@pytest.mark.parametrize("path", ["/", "", "/" + "x" * 64, "/".join(["d" * 60] * 6), "/a" * 41])
+def test_paths_that_the_walk_does_not_reach(path: str) -> None:
+    assert record.path_key(path) is None
+
+
+def test_owner_round_trip() -> None:
+    data = record.OWNER.pack(record.path_key("/opt/a b/tool"), b"tool", 7, 1000, 100, 0)
+    assert record.parse_owner(data) == record.Owner("/opt/a b/tool", True, 1000, 100, 7, "tool")
+    cut = record.OWNER.pack(b"tool\0deep\0", b"tool", 7, 0, 0, record.PATH_INCOMPLETE)
+    assert record.parse_owner(cut).path == ""
+    for size in range(len(data)):
+        with pytest.raises(struct.error):
+            record.parse_owner(data[:size])
+
+
+def test_tables_unite_and_refuse() -> None:
+    plan = ProcessPlan(uids=((0, 1), (0, 4)), names=(("x" * 64, 2),), classes=((0, 0), (5, 29)))
+    made = tables(plan)
+    assert made["uids"] == {bytes(4): 5}
+    assert made["names"] == {}
+    assert wanted(plan) == record.WANT_NAME
+    assert made["classes"] == {bytes(8): 1, struct.pack("=Q", 5): 30}
+    for number in (-1, 30, 31):
+        with pytest.raises(KernelError):
+            tables(ProcessPlan(classes=((0, number),)))
