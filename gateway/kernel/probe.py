@@ -101,18 +101,18 @@ def _dry_run(text: str) -> str:
 def nft_features() -> Iterator[Finding]:
     """Each feature beside a control line in the same table: only a control that passes makes a refusal mean
     something."""
-    refused = _dry_run("table inet gateway_probe { chain c { counter; } }")
+    refused = _dry_run("table inet gateway_probe { chain c { counter; }; }")
     yield Finding("nft", not refused, refused, "apt install nftables" if refused else "")
     if refused:
         return
     for name, chain in NFT.items():
-        refused = _dry_run(f"table inet gateway_probe {{ chain c {{ {chain}; }} }}")
+        refused = _dry_run(f"table inet gateway_probe {{ chain c {{ {chain}; }}; }}")
         yield Finding(f"nft-{name}", not refused, refused, KERNEL_OPTIONS[name] if refused else "")
-    refused = _dry_run("table inet gateway_probe { flags owner; chain c { counter; } }")
+    refused = _dry_run("table inet gateway_probe { flags owner; chain c { counter; }; }")
     yield Finding("nft-owner", not refused, refused, "Linux 5.12 and nftables 1.0" if refused else "")
     refused = _dry_run(
-        "table inet gateway_probe { flowtable f { hook ingress priority 0; devices = { lo }; }"
-        " chain c { type filter hook forward priority 0; meta l4proto tcp flow add @f; } }"
+        "table inet gateway_probe { flowtable f { hook ingress priority 0; devices = { lo }; };"
+        " chain c { type filter hook forward priority 0; meta l4proto tcp flow add @f; }; }"
     )
     cost = f"{refused}; direct flows are not offloaded" if refused else ""
     yield Finding("nft-flowtable", not refused, cost, "modprobe nft_flow_offload" if refused else "", needed=False)
