@@ -1,142 +1,88 @@
 """One gateway built from one configuration: starts it, applies a changed configuration, stops it.
 
-The only place that knows all packages. Order of the kernel's part: journal, base table (the WAN is closed before it has
-an address), forwarding, uplinks, LANs. What it made stands when it stops; ``down`` undoes it from the journal.
+A ``Plane`` (inbounds, rules, outbounds) always; a ``Host`` (base table, uplinks, LANs) where there is a ``gateway``
+object.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from gateway.config.root import Config
 from gateway.core.errors import ConfigError
-from gateway.kernel import journal, mark
-from gateway.kernel.journal import Journal
-from gateway.kernel.netlink.monitor import Monitor
-from gateway.kernel.netlink.reconciler import Netlink
-from gateway.kernel.netlink.undo import undo as undo_network
-from gateway.kernel.nft import base
-from gateway.kernel.nft.library import Library
-from gateway.kernel.plan import Base, PortForward
+from gateway.host import Host
+from gateway.kernel import mark
 from gateway.options import GatewayOptions
-from gateway.uplink.dnsmasq.daemon import undo as undo_process
-from gateway.uplink.lan import Lans
-from gateway.uplink.uplinks import Uplinks
+from gateway.plane import NoLeases, Plane
 
 RUN = Path("/run/gateway")
 STATE = Path("/var/lib/gateway")
 
 
 class Box:
-    """``run`` and ``state`` are the folders of this instance. Raises ConfigError where the configuration has no
-    ``gateway`` object: nothing else is built yet."""
+    """``run`` and ``state`` are the folders of this instance. Build it in the running loop. Raises ConfigError."""
 
     def __init__(self, config: Config, run: Path, state: Path) -> None:
-        self.options = _gateway(config)
+        self.config = config
         self.run = run
-        self.state = state
         self.started = time.time()
-        self.journal = Journal(run)
-        self.netlink = Netlink(self.journal.record)
-        self.monitor = Monitor(self.netlink)
-        own = frozenset(prefix.ip for lan in self.options.lans for prefix in lan.address)
-        self.uplinks = Uplinks(
-            self.options.uplinks, self.netlink, self.monitor, state, self.journal.record, mark.OWN, own
-        )  # fmt: skip
-        self.lans = Lans(
-            self.options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
-        )  # fmt: skip
-        self._monitoring: asyncio.Task[None] | None = None
+        options = gateway_options(config)
+        run.mkdir(parents=True, exist_ok=True)
+        self.host = None if options is None else Host(options, run, state)
+        leases = NoLeases() if self.host is None else self.host.uplinks
+        self.plane = Plane(config, leases, 0 if self.host is None else mark.OWN)
 
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
-        Raises KernelError where the kernel refuses the base table or forwarding."""
-        self._base(self.options)
-        await self.netlink.__aenter__()
-        self.uplinks.watch(self.lans.refresh)
-        self.uplinks.forward()
-        await self.uplinks.start()
-        self._monitoring = asyncio.create_task(self.monitor.run(), name="monitor")
-        await self.lans.start()
+        Raises KernelError where the kernel refuses the base table or forwarding, OSError where a port is taken."""
+        if self.host is not None:
+            await self.host.start()
+        await self.plane.start()
 
     async def reload(self, config: Config) -> None:
         """Apply what differs. Raises ConfigError or KernelError; what stood before goes on."""
-        options = _gateway(config)
-        self._base(options)
-        self.options = options
-        await self.uplinks.reload(options.uplinks)
-        await self.lans.reload(options.lans)
+        options = gateway_options(config)
+        if (options is None) != (self.host is None):
+            raise ConfigError('the "gateway" object came or went: restart for that')
+        if userspace(config) != userspace(self.config):
+            raise ConfigError(
+                "inbounds, outbounds, rules or dns changed: restart for that, only gateway is reloaded yet"
+            )
+        if self.host is not None and options is not None:
+            await self.host.reload(options)
+        self.config = config
 
     async def stop(self) -> None:
         """End our part; the plain router stands."""
-        await self.lans.stop()
-        await self.uplinks.stop()
-        if self._monitoring is not None:
-            self._monitoring.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._monitoring
-        await self.netlink.__aexit__()
-        self.journal.close()
+        await self.plane.stop()
+        if self.host is not None:
+            await self.host.stop()
+        else:
+            with contextlib.suppress(OSError):
+                self.run.rmdir()
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""
-        return {
-            "uptime": round(time.time() - self.started, 1),
-            "uplinks": [
-                {
-                    "interface": one.interface,
-                    "addresses": list(one.addresses),
-                    "problem": one.problem,
-                    "ready": one.ready,
-                    "elected": one is self.uplinks.elected,
-                    "dns": [str(ip) for ip in one.dns],
-                }
-                for one in self.uplinks.snapshots
-            ],
-            "lans": [lan.interface for lan in self.options.lans],
-            "problems": dict(self.lans.problems),
-        }
-
-    def _base(self, options: GatewayOptions) -> None:
-        self.journal.record(base.UNDO)
-        base.apply(Library(), base_plan(options))
+        host = {} if self.host is None else self.host.status()
+        return {"uptime": round(time.time() - self.started, 1), **self.plane.status(), **host}
 
 
-def base_plan(options: GatewayOptions) -> Base:
-    """The base table that ``options`` ask for."""
-    return Base(
-        lans=tuple(lan.interface for lan in options.lans),
-        wans=tuple(uplink.interface for uplink in options.uplinks),
-        firewall=options.firewall,
-        fail=options.fail,
-        forwards=tuple(PortForward(item.network, item.port, item.to, item.to_port) for item in options.forwards),
-        open_tcp=tuple(options.open_tcp),
-        open_udp=tuple(options.open_udp),
-    )
+def userspace(config: Config) -> dict[str, Any]:
+    """The part of the configuration that the plane is built from."""
+    return {key: value for key, value in config.value.items() if key not in ("gateway", "log", "$schema")}
 
 
-async def down(run: Path) -> list[str]:
-    """Undo everything that the instance's journal holds and remove its run folder. Returns what could not be undone, a
-    line each; journal and folder then stay."""
-    network = dict.fromkeys(("address", "route", "rule", "link", "sysctl"), undo_network)
-    failed = await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
-    if not failed:
-        shutil.rmtree(run, ignore_errors=True)
-    return failed
-
-
-def _gateway(config: Config) -> GatewayOptions:
-    if not isinstance(config.gateway, GatewayOptions):
-        raise ConfigError('no "gateway" object: add one, in this file or in a second one (-c)')
-    for kind, items in (("inbound", config.inbounds), ("outbound", config.outbounds), ("dns", config.dns_servers)):
-        for item in items:
-            if (kind, item.type) != ("outbound", "direct"):
-                raise ConfigError(f"{kind} {item.type} cannot run yet", item.path)
-    if config.gateway.fail != "open":
-        raise ConfigError(f'"{config.gateway.fail}" is not built yet; use "open"', "gateway.fail")
-    return config.gateway
+def gateway_options(config: Config) -> GatewayOptions | None:
+    """The ``gateway`` object. Raises ConfigError for what is not built yet."""
+    for item in config.dns_servers:
+        raise ConfigError(f'DNS server type "{item.type}" cannot run yet', item.path)
+    options = config.gateway
+    if options is None:
+        return None
+    assert isinstance(options, GatewayOptions)
+    if options.fail != "open":
+        raise ConfigError(f'"{options.fail}" is not built yet; use "open"', "gateway.fail")
+    return options

@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import sys
 
-from gateway.box import down
 from gateway.cli import instance
+from gateway.host import down
 from gateway.service.control import alive
 
 

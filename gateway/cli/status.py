@@ -24,12 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(answer))
         return 0
     print(f"up {answer['uptime']:.0f} s")
-    for one in answer["uplinks"]:
+    print(f"inbounds {' '.join(answer['inbounds']) or 'none'}; {answer['flows']} flows")
+    for one in answer.get("uplinks", ()):
         state = "elected" if one["elected"] else "ready" if one["ready"] else one["problem"] or "waiting"
         addresses, servers = (" ".join(one[key]) or "none" for key in ("addresses", "dns"))
         print(f"uplink {one['interface']}: {state}; addresses {addresses}; name servers {servers}")
-    for name in answer["lans"]:
+    for name in answer.get("lans", ()):
         print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
-    if problem := answer["problems"].get("dnsmasq"):
+    if problem := answer.get("problems", {}).get("dnsmasq"):
         print(f"dnsmasq: {problem}")
     return 0

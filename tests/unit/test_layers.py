@@ -14,7 +14,9 @@ ROWS = [
     {"transport", "route"},
     {"protocol", "dns", "service", "uplink"},
     {"options"},
-    {"box", "catalog"},
+    {"catalog", "host"},
+    {"plane"},
+    {"box"},
     {"lab"},
     {"cli"},
 ]

@@ -1,0 +1,116 @@
+"""The kernel's part of a gateway: the router that stands when nothing of ours runs.
+
+Order: journal, base table (the WAN is closed before it has an address), forwarding, uplinks, LANs. What it made stands
+when it stops; ``down`` undoes it from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gateway.kernel import journal, mark
+from gateway.kernel.journal import Journal
+from gateway.kernel.netlink.monitor import Monitor
+from gateway.kernel.netlink.reconciler import Netlink
+from gateway.kernel.netlink.undo import undo as undo_network
+from gateway.kernel.nft import base
+from gateway.kernel.nft.library import Library
+from gateway.kernel.plan import Base, PortForward
+from gateway.options import GatewayOptions
+from gateway.uplink.dnsmasq.daemon import undo as undo_process
+from gateway.uplink.lan import Lans
+from gateway.uplink.uplinks import Uplinks
+
+
+class Host:
+    """``run`` and ``state`` are the folders of this instance. Raises OSError where the journal cannot be written."""
+
+    def __init__(self, options: GatewayOptions, run: Path, state: Path) -> None:
+        self.options = options
+        self.journal = Journal(run)
+        self.netlink = Netlink(self.journal.record)
+        self.monitor = Monitor(self.netlink)
+        own = frozenset(prefix.ip for lan in options.lans for prefix in lan.address)
+        self.uplinks = Uplinks(options.uplinks, self.netlink, self.monitor, state, self.journal.record, mark.OWN, own)
+        self.lans = Lans(
+            options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
+        )  # fmt: skip
+        self._monitoring: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
+        Raises KernelError where the kernel refuses the base table or forwarding."""
+        self._base(self.options)
+        await self.netlink.__aenter__()
+        self.uplinks.watch(self.lans.refresh)
+        self.uplinks.forward()
+        await self.uplinks.start()
+        self._monitoring = asyncio.create_task(self.monitor.run(), name="monitor")
+        await self.lans.start()
+
+    async def reload(self, options: GatewayOptions) -> None:
+        """Apply what differs. Raises KernelError; what stood before goes on."""
+        self._base(options)
+        self.options = options
+        await self.uplinks.reload(options.uplinks)
+        await self.lans.reload(options.lans)
+
+    async def stop(self) -> None:
+        """End our part; the plain router stands."""
+        await self.lans.stop()
+        await self.uplinks.stop()
+        if self._monitoring is not None:
+            self._monitoring.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._monitoring
+        await self.netlink.__aexit__()
+        self.journal.close()
+
+    def status(self) -> dict[str, Any]:
+        """Its part of what ``gateway status`` shows."""
+        return {
+            "uplinks": [
+                {
+                    "interface": one.interface,
+                    "addresses": list(one.addresses),
+                    "problem": one.problem,
+                    "ready": one.ready,
+                    "elected": one is self.uplinks.elected,
+                    "dns": [str(ip) for ip in one.dns],
+                }
+                for one in self.uplinks.snapshots
+            ],
+            "lans": [lan.interface for lan in self.options.lans],
+            "problems": dict(self.lans.problems),
+        }
+
+    def _base(self, options: GatewayOptions) -> None:
+        self.journal.record(base.UNDO)
+        base.apply(Library(), base_plan(options))
+
+
+def base_plan(options: GatewayOptions) -> Base:
+    """The base table that ``options`` ask for."""
+    return Base(
+        lans=tuple(lan.interface for lan in options.lans),
+        wans=tuple(uplink.interface for uplink in options.uplinks),
+        firewall=options.firewall,
+        fail=options.fail,
+        forwards=tuple(PortForward(item.network, item.port, item.to, item.to_port) for item in options.forwards),
+        open_tcp=tuple(options.open_tcp),
+        open_udp=tuple(options.open_udp),
+    )
+
+
+async def down(run: Path) -> list[str]:
+    """Undo everything that the instance's journal holds and remove its run folder. Returns what could not be undone, a
+    line each; journal and folder then stay."""
+    network = dict.fromkeys(("address", "route", "rule", "link", "sysctl"), undo_network)
+    failed = await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
+    if not failed:
+        shutil.rmtree(run, ignore_errors=True)
+    return failed
