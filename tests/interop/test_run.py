@@ -1,0 +1,107 @@
+"""``gateway run`` as a process, on a pure sing-box file: real clients in front, real servers behind, rules between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import peers
+from tests.interop.harness import check_datagrams, check_stream, echo, free_port, program, socks_connect
+from tests.interop.test_shadowsocks import PASSWORDS, sing_box
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def gateway(port, outbounds, rules, final):
+    """Our own process with a mixed inbound on ``port``."""
+    config = {
+        "log": {"level": "info"},
+        "inbounds": [{"type": "mixed", "tag": "in", "listen": "127.0.0.1", "listen_port": port}],
+        "outbounds": outbounds,
+        "route": {"rules": rules, "final": final},
+    }
+    command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG"]
+    with program(*command, "--instance", f"test-{os.getpid()}-{port}", config=config, ready=port) as process:
+        yield process
+
+
+def shadowsocks(method, port):
+    return {
+        "type": "shadowsocks",
+        "tag": "proxy",
+        "server": "127.0.0.1",
+        "server_port": port,
+        "method": method,
+        "password": PASSWORDS[method],
+    }
+
+
+DIRECT = {"type": "direct", "tag": "direct"}
+BLOCK = {"type": "block", "tag": "block"}
+
+
+@pytest.mark.peer("sing-box")
+@pytest.mark.parametrize("method", ["aes-128-gcm", "2022-blake3-aes-128-gcm"])
+def test_proxied_and_direct_through_the_real_relay(method):
+    """One destination goes through sing-box's Shadowsocks server, another direct; TCP and UDP."""
+    server, port = free_port(), free_port()
+    inbound = {"type": "shadowsocks", "listen": "127.0.0.1", "listen_port": server}
+    inbound |= {"method": method, "password": PASSWORDS[method]}
+    with echo() as near, echo() as far, sing_box([inbound], [DIRECT], server):
+        rules = [{"port": far, "outbound": "proxy"}]
+        with gateway(port, [DIRECT, shadowsocks(method, server)], rules, "direct"):
+            for target in (near, far):
+                check_stream(socks_connect(port, "127.0.0.1", target), half_close=target == near)
+                check_datagrams(port, "127.0.0.1", target)
+            # With the server gone only the proxied destination is lost: it did go through it.
+        with gateway(port, [DIRECT, shadowsocks(method, free_port())], rules, "direct"):
+            check_stream(socks_connect(port, "127.0.0.1", near))
+            with pytest.raises((AssertionError, OSError)):
+                check_stream(socks_connect(port, "127.0.0.1", far))
+
+
+@pytest.mark.peer("ss-server")
+def test_proxied_through_shadowsocks_libev():
+    server, port = free_port(), free_port()
+    command = [peers.path("ss-server"), "-s", "127.0.0.1", "-p", str(server), "-m", "aes-256-gcm", "-u"]
+    with (
+        echo() as far,
+        program(*command, "-k", PASSWORDS["aes-256-gcm"], ready=server),
+        gateway(port, [shadowsocks("aes-256-gcm", server)], [], "proxy"),
+    ):
+        check_stream(socks_connect(port, "127.0.0.1", far))
+        check_datagrams(port, "127.0.0.1", far)
+
+
+@pytest.mark.peer("curl")
+def test_rules_by_sniffed_and_asked_names(tmp_path):
+    """A name that the client only says inside its bytes (Host) decides, and one that it asks the proxy for."""
+    (tmp_path / "page").write_text("hello")
+    web, port = free_port(), free_port()
+    rules = [
+        {"action": "sniff"},
+        {"domain_suffix": "blocked.example", "outbound": "block"},
+        {"domain": "rejected.example", "action": "reject"},
+    ]
+    serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(tmp_path), str(web)]
+    with program(*serve, ready=web), gateway(port, [DIRECT, BLOCK], rules, "direct"):
+
+        def curl(*words):
+            command = ["curl", "-s", "-m", "20", "-x", f"socks5://127.0.0.1:{port}", *words]
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
+        url = f"http://127.0.0.1:{web}/page"
+        assert curl(url).stdout == "hello"
+        for host in ("www.blocked.example", "rejected.example"):
+            refused = curl("-H", f"Host: {host}", url)
+            assert refused.returncode != 0
+            assert refused.stdout == ""
+        asked = curl("--socks5-hostname", f"127.0.0.1:{port}", f"http://www.blocked.example:{web}/page")
+        assert asked.returncode != 0
+        assert curl("-H", "Host: allowed.example", url).stdout == "hello"
