@@ -16,6 +16,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from typing import TypeGuard
 
 from gateway.core.contracts import Edge
 from gateway.core.errors import GatewayError
@@ -367,8 +368,13 @@ class PumpRelay:
 Relay = SocketRelay | PumpRelay
 
 
+def backed(stream: Stream) -> TypeGuard[SocketBacked]:
+    """Whether the relay can take its socket. (isinstance with a Protocol class costs as much as a system call.)"""
+    return hasattr(stream, "detach")
+
+
 def relay(edge: Edge, pipes: Pipes, client: Stream, remote: Stream, done: Done) -> Relay:
     """Take both streams over until both have ended. ``done`` may be called before this returns."""
-    if isinstance(client, SocketBacked) and isinstance(remote, SocketBacked):
+    if backed(client) and backed(remote):
         return SocketRelay(edge, pipes, client, remote, done)
     return PumpRelay(client, remote, done)

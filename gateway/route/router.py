@@ -14,11 +14,11 @@ from gateway.core.address import IP, Address
 from gateway.core.contracts import Outbound, Running, Wiring
 from gateway.core.errors import DialError, GatewayError, Rejected
 from gateway.core.flow import Findings, Flow
-from gateway.core.stream import Buffer, Receiver, SocketBacked, Stream
+from gateway.core.stream import Buffer, Receiver, Stream
 from gateway.kernel.splice import Pipes
 from gateway.route.engine import Decision, Engine, ResolveRequest, SniffRequest
 from gateway.route.limit import Limit
-from gateway.route.relay import relay, reset
+from gateway.route.relay import backed, relay, reset
 from gateway.route.running import RunningStream
 from gateway.route.session import Sessions
 from gateway.route.sniff import NEED_MORE, Sniffed, sniff_stream
@@ -303,7 +303,8 @@ def note(findings: Findings, found: Sniffed) -> None:
 
 def abort(stream: Stream) -> None:
     """Close; a TCP client sees a reset, as from a closed port."""
-    if isinstance(stream, SocketBacked) and (sock := getattr(stream, "sock", None)) is not None and sock.fileno() >= 0:
+    sock = getattr(stream, "sock", None)
+    if sock is not None and backed(stream) and sock.fileno() >= 0:
         stream.detach()
         reset(sock)
     else:
