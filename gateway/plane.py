@@ -122,6 +122,8 @@ class Plane:
         self.inbounds: list[Inbound] = [
             catalog.runtime("inbound", item.type)(item.tag, item.options, wiring) for item in config.inbounds
         ]
+        for item in config.inbounds:
+            self.router.sessions.set_timeout(item.tag, item.options.udp_timeout)
 
     def _engine(self, config: Config, route: RouteConfig) -> Engine:
         for rule in route.rules:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from gateway.box import Box
@@ -28,7 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
     logs(config)
-    return asyncio.run(_serve(arguments, config))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_serve(arguments, config))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed; None is asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def logs(config: Config) -> None:
