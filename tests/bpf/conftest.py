@@ -161,7 +161,7 @@ def netns() -> Iterator[Callable[[], str]]:
 def ground(tmp_path: Path, netns: Callable[[], str]) -> Iterator[Ground]:
     # pytest's folder is 0700; other users must reach the copies.
     for folder in (tmp_path, *tmp_path.parents):
-        if folder == tmp_path or "pytest" in folder.name:
+        if folder == tmp_path or folder.name.startswith(("pytest", "popen-")):  # also of a parallel worker
             folder.chmod(0o755)
     group = cgroup.make(cgroup.mount_point() / f"gwbpf-{os.getpid()}-{secrets.token_hex(3)}")
     made = Ground(group, netns(), tmp_path)

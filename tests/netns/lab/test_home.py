@@ -105,6 +105,8 @@ def through(lab: Lab, command: list[object]) -> None:
     running = host.popen([str(word) for word in command])
     host.wait_listening([("tcp", 1080)], running)
     url = f"http://{site.names[0]}/"
-    told = host.run(["curl", "-sS", "-m", "20", "-x", "socks5h://127.0.0.1:1080", url], check=True).json()
+    result = host.run(["curl", "-sS", "-m", "20", "-x", "socks5h://127.0.0.1:1080", url])
+    assert result.ok, f"{result.err}\n{running.told()}\n{[service.told() for service in lab.services.values()][-3:]}"
+    told = result.json()
     running.kill()
     assert told["client"][0] in (HOME.vps.ipv4, HOME.vps.ipv6)
