@@ -1,8 +1,8 @@
 """DNS rules: a question to the servers that are asked for it, in order. Pure.
 
 Asking is the route rules' matcher (``route.match``); the actions are DNS's own. A rule with address items
-(``ip_cidr``, ``ip_is_private``, or a rule set that has them) is held against the answer: where that fails, the walk goes
-on behind it. Follows the observable behaviour of sing-box 1.12.12.
+(``ip_cidr``, ``ip_is_private``, or a rule set that has them) is held against the answer: where that fails, the walk
+goes on behind it. Follows the observable behaviour of sing-box 1.12.12.
 """
 
 from __future__ import annotations

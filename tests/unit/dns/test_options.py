@@ -82,8 +82,8 @@ def test_rules_by_client_are_noticed():
 
 
 def test_address_rules_judge_the_answer():
-    made = rules({"domain_suffix": "example", "ip_cidr": "198.51.100.0/24", "server": "1"})
-    subject = made.subject(Question("a.example", 1, 1, 0), None)
+    made = rules({"network": "udp", "ip_cidr": "198.51.100.0/24", "server": "1"})
+    subject = made.subject(Question("a.example", 1, 1, 0), CLIENT)
     first, last = made.plan(subject)
     assert (first.server, last.server) == ("1", "one")
     assert accepts(first, subject, [ip_address("198.51.100.9")])
