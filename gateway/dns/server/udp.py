@@ -136,8 +136,8 @@ class _Port:
             return
         try:
             # An error may come back without its question.
-            fits = (
-                answer[4:6] == b"\0\0" and message.rcode(answer) or message.question(answer) == message.question(query)
+            fits = (answer[4:6] == b"\0\0" and message.rcode(answer)) or message.question(answer) == message.question(
+                query
             )
             if message.flags(answer) & message.QR and fits:
                 future.set_result(answer)
