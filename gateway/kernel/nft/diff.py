@@ -1,0 +1,50 @@
+"""From one content of the owned table to the next, as one transaction. Pure.
+
+Interval maps of the same name have the same content and stay; learned maps stay with what they hold; chains of the old
+generation go after the skeleton's chains point to the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from gateway.kernel.nft.steer_render import LEARNED_SIZE, TABLE, Objects, interval_commands, learned_commands
+from gateway.kernel.plan import LearnedChange
+
+
+def transaction(old: Objects, new: Objects, changes: Iterable[LearnedChange] = ()) -> str:
+    """Commands that lead from ``old`` to ``new``, which must not share a generation."""
+    return "\n".join(_commands(old, new, changes)) + "\n"
+
+
+def _commands(old: Objects, new: Objects, changes: Iterable[LearnedChange]) -> Iterator[str]:
+    for name, elements in new.sets.items():
+        yield from _set(name, old.sets.get(name, frozenset()), elements)
+    for name, spans in new.intervals.items():
+        if name not in old.intervals:
+            yield from interval_commands(name, spans)
+    for name in sorted(new.learned - old.learned):
+        family = 4 if name.startswith("learned4_") else 6
+        yield f"add map {TABLE} {name} {{ type ipv{family}_addr : verdict; flags timeout; size {LEARNED_SIZE}; }}"
+    for change in changes:
+        yield from learned_commands(change)
+    for name in new.chains:
+        yield f"add chain {TABLE} {name}"
+    for name, rules in new.chains.items():
+        yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
+    for name, rules in new.fixed.items():
+        if rules != old.fixed.get(name, ()):
+            yield f"flush chain {TABLE} {name}"
+            yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
+    # All old chains are emptied before the first is deleted: they name each other.
+    yield from (f"flush chain {TABLE} {name}" for name in old.chains)
+    yield from (f"delete chain {TABLE} {name}" for name in old.chains)
+    yield from (f"delete map {TABLE} {name}" for name in sorted(old.learned - new.learned))
+    yield from (f"delete map {TABLE} {name}" for name in old.intervals if name not in new.intervals)
+
+
+def _set(name: str, old: frozenset[str], new: frozenset[str]) -> Iterator[str]:
+    if gone := old - new:
+        yield f"delete element {TABLE} {name} {{ {', '.join(sorted(gone))} }}"
+    if fresh := new - old:
+        yield f"add element {TABLE} {name} {{ {', '.join(sorted(fresh))} }}"

@@ -1,0 +1,188 @@
+"""A ``Steering`` and a ``Capture`` as nft commands on the skeleton ``nft/steer.nft``. Pure.
+
+::
+
+    forwarded / local -> class chain -> profile chain -> learned map -> interval map -> default
+                         gG_class_N     gG_profile_N     learned4_N     ip4_HASH        to_VERDICT
+
+Chains carry a generation G and are replaced by every reload. Interval maps are named by a hash of their content, so the
+same addresses are loaded once, whichever profiles share them; they and the learned maps are objects that a reload keeps.
+No command names the table's flags: a table that is named without them loses its owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from gateway.kernel import mark
+from gateway.kernel.nft.render import quote
+from gateway.kernel.plan import (
+    Capture,
+    Family,
+    LearnedChange,
+    PortRow,
+    Profile,
+    SourceClass,
+    SourceSpan,
+    Span,
+    Steering,
+    Verdict,
+)
+
+TABLE = "inet gateway"
+LEARNED_SIZE = 65536
+"""Most addresses that one learned map holds; beyond them the kernel refuses (ENFILE) and the flow is judged without."""
+CHAINS = {verdict: f"to_{verdict.name.lower()}" for verdict in Verdict}
+ALL_PORTS = (0, 65535)
+MOST = 1000
+"""Elements in one command, which keeps lines readable in an error message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """What the owned table holds beside its skeleton, by name. ``intervals`` maps a name to its elements."""
+
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Chain name -> rules."""
+    fixed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Chain of the skeleton -> rules."""
+    intervals: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+    learned: frozenset[str] = frozenset()
+    sets: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Set of the skeleton -> elements."""
+
+
+def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
+    """Raises ValueError on a bad interface name, and IndexError on a class or profile that does not exist."""
+    intervals: dict[str, tuple[Span, ...]] = {}
+    learned: set[str] = set()
+    chains: dict[str, tuple[str, ...]] = {}
+    for number, profile in enumerate(steering.profiles):
+        chains[f"g{generation}_profile_{number}"] = tuple(_profile(number, profile, intervals, learned))
+    for number, item in enumerate(steering.classes):
+        chains[f"g{generation}_class_{number}"] = tuple(_class(item, generation, len(steering.profiles)))
+    fixed = {
+        "deliver": (_deliver(capture.tproxy_port),),
+        "capture": (f"meta l4proto {{ tcp, udp }} redirect to :{capture.dns_port}",) if capture.dns_port else (),
+        "forwarded": tuple(_forwarded(steering, generation)),
+        "local": tuple(_local(steering, generation)) if capture.local else (),
+    }
+    sets = {
+        "lans": frozenset(quote(name) for name in capture.lans),
+        "captured": frozenset({"53"} if capture.dns_port else ()),
+    }
+    return Objects(chains, fixed, intervals, frozenset(learned), sets)
+
+
+def interval_name(family: Family, spans: Sequence[Span]) -> str:
+    """Name of the interval map with this content."""
+    text = ";".join(f"{first:x}-{last:x}={verdict.value}" for first, last, verdict in spans)
+    return f"ip{family}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+
+def learned_name(family: Family, profile: int) -> str:
+    return f"learned{family}_{profile}"
+
+
+def text(family: Family, address: int) -> str:
+    """An address as nft text."""
+    return str(IPv4Address(address) if family == 4 else IPv6Address(address))
+
+
+def _deliver(port: int) -> str:
+    return f"meta l4proto {{ tcp, udp }} tproxy to :{port} meta mark set meta mark | {mark.ROUTE:#010x} accept"
+
+
+def _profile(number: int, profile: Profile, intervals: dict[str, tuple[Span, ...]], learned: set[str]) -> Iterator[str]:
+    families: tuple[tuple[Family, tuple[Span, ...], Verdict], ...] = (
+        (4, profile.spans4, profile.default4),
+        (6, profile.spans6, profile.default6),
+    )
+    for family, spans, default in families:
+        daddr = "ip daddr" if family == 4 else "ip6 daddr"
+        if profile.learned:
+            learned.add(learned_name(family, number))
+            yield f"{daddr} vmap @{learned_name(family, number)}"
+        if spans:
+            name = interval_name(family, spans)
+            intervals[name] = spans
+            yield f"{daddr} vmap @{name}"
+        yield f"meta nfproto ipv{family} goto {CHAINS[default]}"
+
+
+def _class(item: SourceClass, generation: int, profiles: int) -> Iterator[str]:
+    for row in item.rows:
+        if not 0 <= row.profile < profiles:
+            raise IndexError(f"port row names profile {row.profile} of {profiles}")
+    targets = {row.profile for row in item.rows}
+    if len(targets) == 1 and _covers(item.rows):
+        yield f"goto g{generation}_profile_{targets.pop()}"
+    elif item.rows:
+        rows = (f"{row.network} . {_range(row.first, row.last)} : goto g{generation}_profile_{row.profile}"
+                for row in item.rows)  # fmt: skip
+        yield f"meta l4proto . th dport vmap {{ {', '.join(rows)} }}"
+
+
+def _covers(rows: Iterable[PortRow]) -> bool:
+    sizes = {"tcp": 0, "udp": 0}
+    for row in rows:
+        sizes[row.network] += row.last - row.first + 1
+    return all(size == 65536 for size in sizes.values())
+
+
+def _range(first: int | str, last: int | str) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _forwarded(steering: Steering, generation: int) -> Iterator[str]:
+    families: tuple[tuple[Family, tuple[SourceSpan, ...]], ...] = ((4, steering.forwarded4), (6, steering.forwarded6))
+    for family, spans in families:
+        rows = [
+            f"{_range(text(family, first), text(family, last))} : goto {_class_name(steering, generation, number)}"
+            for first, last, number in spans
+        ]
+        if rows:
+            yield f"{'ip' if family == 4 else 'ip6'} saddr vmap {{ {', '.join(rows)} }}"
+    yield f"goto {_class_name(steering, generation, steering.forwarded)}"
+
+
+def _local(steering: Steering, generation: int) -> Iterator[str]:
+    rows = [
+        f"{socket << mark.SOCKET_SHIFT:#010x} : goto {_class_name(steering, generation, number)}"
+        for socket, number in steering.local
+    ]
+    if rows:
+        yield f"meta mark & {mark.SOCKET:#010x} vmap {{ {', '.join(rows)} }}"
+    yield f"goto {_class_name(steering, generation, steering.unknown)}"
+
+
+def _class_name(steering: Steering, generation: int, number: int) -> str:
+    if not 0 <= number < len(steering.classes):
+        raise IndexError(f"no source class {number}: there are {len(steering.classes)}")
+    return f"g{generation}_class_{number}"
+
+
+def interval_commands(name: str, spans: Sequence[Span]) -> Iterator[str]:
+    """Make an interval map and fill it."""
+    family: Family = 4 if name.startswith("ip4_") else 6
+    yield f"add map {TABLE} {name} {{ type ipv{family}_addr : verdict; flags interval; }}"
+    for start in range(0, len(spans), MOST):
+        rows = ", ".join(
+            f"{_range(text(family, first), text(family, last))} : goto {CHAINS[verdict]}"
+            for first, last, verdict in spans[start : start + MOST]
+        )
+        yield f"add element {TABLE} {name} {{ {rows} }}"
+
+
+def learned_commands(change: LearnedChange) -> Iterator[str]:
+    """Add the old (so that it is there, expired or not), delete it, add the new."""
+    place = f"{TABLE} {learned_name(change.family, change.profile)}"
+    key = text(change.family, change.address)
+    if change.old is not None:
+        yield f"add element {place} {{ {key} timeout {max(1, change.timeout)}s : goto {CHAINS[change.old]} }}"
+        yield f"delete element {place} {{ {key} : goto {CHAINS[change.old]} }}"
+    if change.new is not None:
+        yield f"add element {place} {{ {key} timeout {max(1, change.timeout)}s : goto {CHAINS[change.new]} }}"
