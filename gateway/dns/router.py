@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from ipaddress import ip_address
 from typing import Protocol
 
@@ -67,6 +68,7 @@ class Router:
             config.cache_capacity, disable_expire=config.disable_expire
         )  # fmt: skip
         self._pending: dict[Key, asyncio.Task[bytes]] = {}
+        self._tasks: set[asyncio.Task[bytes]] = set()
         self._reverse = Reverse() if config.reverse_mapping or sink is not None else None
         self._sink = sink
         self._clock = clock
@@ -151,9 +153,10 @@ class Router:
             self._cache.clear()
 
     async def close(self) -> None:
-        for task in tuple(self._pending.values()):
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._pending.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for server in self._servers.values():
             await server.close()
 
@@ -196,15 +199,16 @@ class Router:
         task = self._pending.get(key)
         # A question of a server's own that comes back to itself must not wait for itself.
         if task is None or _asking.get():
-            if len(self._pending) >= PENDING:
+            if len(self._tasks) >= PENDING:
                 raise DialError(f"{PENDING} questions wait already", "resolve")
             task = asyncio.ensure_future(self._run(plan, subject, query, asked, key, kept is not None))
-            if key not in self._pending:
-                self._pending[key] = task
-            task.add_done_callback(lambda done: self._done(key, done))
+            self._tasks.add(task)
+            self._pending.setdefault(key, task)
+            task.add_done_callback(partial(self._done, key))
         return await asyncio.shield(task)
 
     def _done(self, key: Key, task: asyncio.Task[bytes]) -> None:
+        self._tasks.discard(task)
         if self._pending.get(key) is task:
             del self._pending[key]
         if not task.cancelled():

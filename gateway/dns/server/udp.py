@@ -135,11 +135,11 @@ class _Port:
         if future is None or future.done():
             return
         try:
+            if not message.flags(answer) & message.QR:
+                return
             # An error may come back without its question.
-            fits = (answer[4:6] == b"\0\0" and message.rcode(answer)) or message.question(answer) == message.question(
-                query
-            )
-            if message.flags(answer) & message.QR and fits:
+            bare = answer[4:6] == b"\0\0" and message.rcode(answer) != message.NOERROR
+            if bare or message.question(answer)[:3] == message.question(query)[:3]:
                 future.set_result(answer)
         except PeerError:
             pass

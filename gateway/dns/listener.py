@@ -1,0 +1,281 @@
+"""Where clients ask: one UDP and one TCP socket a family, on the edge.
+
+A UDP socket is drained up to ``BATCH`` queries a wake-up; what the cache has is answered at once, the rest becomes
+bounded tasks. An answer leaves from the address that was asked (RFC 2181 section 4.1), also on a wildcard socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Coroutine
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Protocol
+
+from gateway.config.shared import ListenOptions
+from gateway.core.address import Address
+from gateway.core.contracts import Wiring
+from gateway.core.errors import GatewayError
+from gateway.core.flow import Flow, Network
+from gateway.dns import message
+from gateway.kernel.edge import IN
+from gateway.kernel.sockopt import address_of
+from gateway.transport.listen import packet_socket, stream_socket
+from gateway.transport.tcp import SocketStream
+
+log = logging.getLogger("gateway.dns")
+
+BATCH = 256
+LARGEST = 4096
+"""Bytes of a query over UDP; longer ones are cut and answered as malformed."""
+QUERIES = 2048
+"""Questions over UDP that wait for servers; further ones are dropped, and the client asks again."""
+CONNECTIONS = 256
+"""TCP clients at a time; further ones are closed at once."""
+PIPELINED = 32
+"""Queries of one TCP client that are at work at a time (RFC 7766 section 6.2.1.1)."""
+IDLE = 15.0
+"""Seconds that a TCP client may say nothing (RFC 7766 section 6.2.3)."""
+CLIENTS = 4096
+"""Peers whose spelling is remembered; at the bound all are forgotten and learned anew."""
+BUFFER = 1 << 20
+"""Bytes of the receive queue: a burst waits while one batch is answered."""
+
+IP_PKTINFO = 8
+_INFO4 = struct.Struct("=I4s4s")
+_INFO6 = struct.Struct("=16sI")
+_SPACE = socket.CMSG_SPACE(_INFO6.size)
+Info = tuple[tuple[int, int, bytes], ...]
+
+
+class Resolver(Protocol):
+    """What is asked: ``dns.router.Router``."""
+
+    def hit(self, query: bytes, flow: Flow) -> bytes | None: ...
+
+    async def exchange(self, query: bytes, flow: Flow) -> bytes | None: ...
+
+
+class Listener:
+    """Listens on ``port`` of ``hosts`` (IP addresses; the wildcards of both families by default). ``tag`` is what DNS
+    rules call it (``inbound``)."""
+
+    def __init__(
+        self, resolver: Resolver, wiring: Wiring, port: int = 53, hosts: tuple[str, ...] = ("0.0.0.0", "::"), *,
+        tag: str = "dns", tcp: bool = True,
+    ) -> None:  # fmt: skip
+        self._resolver = resolver
+        self._wiring = wiring
+        self._port = port
+        self._hosts = hosts
+        self._tag = tag
+        self._tcp = tcp
+        self._sockets: list[socket.socket] = []
+        self._flows: dict[tuple[Any, ...], Flow] = {}
+        self._replies: dict[bytes, Info] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.Task[None]] = set()
+        self.bound: list[tuple[Network, Address]] = []
+
+    async def start(self) -> None:
+        """Bind everything or nothing. Raises OSError."""
+        try:
+            for host in self._hosts:
+                self._bind(host)
+        except BaseException:
+            await self.close()
+            raise
+
+    def _bind(self, host: str) -> None:
+        ip = ip_address(host)
+        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+        options = ListenOptions(listen=host, listen_port=self._port)
+        wild = ip.is_unspecified
+        udp = packet_socket(options, self._wiring, family, host, only_v6=True, tune=_tell if wild else None)
+        self._sockets.append(udp)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self.bound.append(("udp", address_of(udp.getsockname())))
+        drain = self._drain_wild if wild else self._drain
+        self._wiring.edge.add(udp.fileno(), IN, lambda events: drain(udp))
+        if not self._tcp:
+            return
+        options = ListenOptions(listen=host, listen_port=udp.getsockname()[1])
+        tcp = stream_socket(options, self._wiring, family, host, only_v6=True)
+        self._sockets.append(tcp)
+        self.bound.append(("tcp", address_of(tcp.getsockname())))
+        self._wiring.edge.add(tcp.fileno(), IN, lambda events: self._accept(tcp))
+
+    def _drain(self, sock: socket.socket) -> None:
+        """A socket with one address: the kernel knows where answers leave from."""
+        hit, flows = self._resolver.hit, self._flows
+        for _ in range(BATCH):
+            try:
+                query, name = sock.recvfrom(LARGEST)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                if sock.fileno() < 0:
+                    return
+                continue
+            flow = flows.get(name) or self._flow("udp", name, name)
+            answer = hit(query, flow)
+            if answer is None:
+                self._miss(sock, query, flow, name, ())
+                continue
+            try:
+                sock.sendto(answer, name)
+            except OSError:
+                pass  # lost, as on the wire
+
+    def _drain_wild(self, sock: socket.socket) -> None:
+        hit, flows = self._resolver.hit, self._flows
+        for _ in range(BATCH):
+            try:
+                query, ancillary, _, name = sock.recvmsg(LARGEST, _SPACE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                if sock.fileno() < 0:
+                    return
+                continue
+            flow = flows.get(name) or self._flow("udp", name, name)
+            info = self._info(ancillary)
+            answer = hit(query, flow)
+            if answer is None:
+                self._miss(sock, query, flow, name, info)
+            else:
+                _send(sock, answer, name, info)
+
+    def _info(self, ancillary: list[tuple[int, int, bytes]]) -> Info:
+        """The control message that makes the answer leave from where the query came to."""
+        for level, kind, value in ancillary:
+            known = self._replies.get(value)
+            if known is not None:
+                return known
+            if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(value) >= _INFO4.size:
+                # Not the interface: the route back may be another one.
+                data = _INFO4.pack(0, _INFO4.unpack_from(value)[1], bytes(4))
+            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(value) >= _INFO6.size:
+                address, index = _INFO6.unpack_from(value)
+                data = _INFO6.pack(address, index if IPv6Address(address).is_link_local else 0)
+            else:
+                continue
+            if len(self._replies) >= CLIENTS:
+                self._replies.clear()
+            found = self._replies[value] = ((level, kind, data),)
+            return found
+        return ()
+
+    def _flow(self, network: Network, key: tuple[Any, ...], name: tuple[Any, ...]) -> Flow:
+        """One Flow a client. The address that it asked at plays no part in DNS rules."""
+        if len(self._flows) >= CLIENTS:
+            self._flows.clear()
+        host = IPv4Address(0) if "." in name[0] else IPv6Address(0)
+        flow = Flow(network, self._tag, "dns", Address.of(name[0], name[1]), Address(host, self._port))
+        if network == "udp":
+            self._flows[key] = flow
+        return flow
+
+    def _miss(self, sock: socket.socket, query: bytes, flow: Flow, name: tuple[Any, ...], info: Info) -> None:
+        if len(self._tasks) < QUERIES:
+            self._spawn(self._tasks, self._answer(sock, query, flow, name, info))
+
+    async def _answer(
+        self, sock: socket.socket, query: bytes, flow: Flow, name: tuple[Any, ...], info: Info
+    ) -> None:  # fmt: skip
+        answer = await self._resolver.exchange(query, flow)
+        if answer is not None and sock.fileno() >= 0:
+            _send(sock, answer, name, info)
+
+    def _spawn(self, among: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        task = self._wiring.edge.loop.create_task(work)
+        among.add(task)
+        task.add_done_callback(lambda done: self._finished(among, done))
+
+    def _finished(self, among: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+        among.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._wiring.edge.loop.call_exception_handler({"message": "dns query failed", "exception": error})
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(BATCH):
+            try:
+                sock, name = listener.accept()
+            except OSError:
+                return
+            if len(self._clients) >= CONNECTIONS:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self._spawn(self._clients, self._serve(SocketStream(self._wiring.edge, sock), name))
+
+    async def _serve(self, stream: SocketStream, name: tuple[Any, ...]) -> None:
+        """Queries of one TCP client, answered as they are ready (RFC 7766 section 7)."""
+        flow = self._flow("tcp", name, name)
+        work: set[asyncio.Task[None]] = set()
+        writing = asyncio.Lock()
+        try:
+            while (query := await _read(stream)) is not None:
+                while len(work) >= PIPELINED:
+                    await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+                self._spawn(work, self._reply(stream, query, flow, writing))
+            if work:
+                await asyncio.wait(work)  # the client may only have closed its half
+        except (OSError, TimeoutError, GatewayError):
+            pass
+        finally:
+            for task in work:
+                task.cancel()
+            stream.close()
+
+    async def _reply(self, stream: SocketStream, query: bytes, flow: Flow, writing: asyncio.Lock) -> None:
+        answer = await self._resolver.exchange(query, flow)
+        if answer is not None:
+            with suppress(OSError, TimeoutError):
+                async with writing, asyncio.timeout(IDLE):
+                    await stream.write(len(answer).to_bytes(2, "big") + answer)
+
+    async def close(self) -> None:
+        """Stop; questions at work get no answer."""
+        for sock in self._sockets:
+            self._wiring.edge.remove(sock.fileno())
+            sock.close()
+        self._sockets.clear()
+        tasks = (*self._tasks, *self._clients)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _read(stream: SocketStream) -> bytes | None:
+    """One query with its length before it; None at the end, also inside a query. Raises TimeoutError."""
+    size, data = -1, b""
+    async with asyncio.timeout(IDLE):
+        while True:
+            part = await stream.read(2 - len(data) if size < 0 else size - len(data))
+            if not part:
+                return None
+            data += part
+            if size < 0 and len(data) == 2:
+                size, data = int.from_bytes(data, "big"), b""
+                if size < message.HEADER:
+                    return None
+            elif len(data) == size:
+                return data
+
+
+def _tell(sock: socket.socket) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def _send(sock: socket.socket, answer: bytes, name: tuple[Any, ...], info: Info) -> None:
+    try:
+        sock.sendmsg([answer], info, 0, name)
+    except OSError:
+        pass  # lost, as on the wire
