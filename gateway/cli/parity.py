@@ -1,7 +1,7 @@
 """``gateway parity``: what is built of sing-box and of the router around it, row by row, from ``parity.json``.
 
 A row is ``absent``, ``partial`` (its note says what is missing), ``works`` (pytest ids prove it) or ``not-here`` (its
-note says why). docs/parity.md is what ``--markdown`` prints; ``--verify`` holds the proofs against a report of the tests.
+note says why). docs/parity.md is what ``--markdown`` prints; ``--verify`` holds the proofs against a tests' report.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def markdown(table: tuple[Row, ...]) -> str:
     parts = [
         "# Parity",
         "",
-        "Made by `gateway parity --markdown` from `gateway/cli/parity.json`; do not edit. `works` is proven by the tests it",
-        "names; `gateway parity --verify REPORT` holds them against the last run.",
+        "Made by `gateway parity --markdown` from `gateway/cli/parity.json`; do not edit. `works` is proven by the",
+        "tests it names; `gateway parity --verify REPORT` holds them against the last run.",
         "",
         _summary(table) + ".",
     ]

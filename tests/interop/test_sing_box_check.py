@@ -1,0 +1,105 @@
+"""sing-box's own ``check`` beside ours: what one takes or refuses, the other does too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.config.text import parse
+from tests import peers
+
+pytestmark = pytest.mark.peer("sing-box")
+
+ROOT = Path(__file__).resolve().parents[2]
+PURE = [
+    file for file in sorted((ROOT / "examples").rglob("*.json")) if "gateway" not in parse(file.read_text(), file.name)
+]
+DIRECT = {"type": "direct", "tag": "direct"}
+MIXED = {"type": "mixed", "tag": "in", "listen": "127.0.0.1", "listen_port": 2080}
+PROXY = {"type": "shadowsocks", "tag": "proxy", "server": "192.0.2.1", "server_port": 1}
+WRONG = {
+    "unknown-key": {"logs": {}},
+    "unknown-field": {"log": {"levl": "info"}},
+    "wrong-kind": {"log": {"disabled": "yes"}},
+    "unknown-inbound": {"inbounds": [{"type": "sox", "tag": "in"}]},
+    "unknown-outbound": {"outbounds": [{"type": "dierct"}]},
+    "inbound-field": {"inbounds": [MIXED | {"listen_prt": 1}]},
+    "port": {"inbounds": [MIXED | {"listen_port": 70000}]},
+    "tag-twice": {"outbounds": [DIRECT, DIRECT]},
+    "method": {"outbounds": [PROXY | {"method": "aes-512-gcm", "password": "x"}]},
+    "key-length": {"outbounds": [PROXY | {"method": "2022-blake3-aes-128-gcm", "password": "c2hvcnQ="}]},
+    "rule-field": {"outbounds": [DIRECT], "route": {"rules": [{"ports": 1, "outbound": "direct"}]}},
+    "rule-action": {"outbounds": [DIRECT], "route": {"rules": [{"port": 1, "action": "rejct"}]}},
+    "prefix": {"outbounds": [DIRECT], "route": {"rules": [{"ip_cidr": "192.0.2.0/33", "outbound": "direct"}]}},
+    "expression": {"outbounds": [DIRECT], "route": {"rules": [{"domain_regex": "(", "outbound": "direct"}]}},
+    "detour": {"outbounds": [DIRECT | {"detour": "none"}]},
+    "syntax": '{"log": {"level": "info"}',
+    "empty-list-entry": '{"outbounds": [,]}',
+}
+LATER = {
+    "rule-set": {"outbounds": [DIRECT], "route": {"rules": [{"rule_set": "none", "outbound": "direct"}]}},
+    "final": {"outbounds": [DIRECT], "route": {"final": "none"}},
+    "selector-member": {"outbounds": [DIRECT, {"type": "selector", "tag": "s", "outbounds": ["none"]}]},
+}
+"""What sing-box's ``check`` leaves to its start."""
+UNNOTICED = {
+    "port": "ports above 65535 are not refused yet",
+    "empty-list-entry": "a comma without a value before it is read as a trailing one",
+}
+"""Ours takes what it must not, and why."""
+
+
+def check(file: Path) -> tuple[tuple[bool, str], tuple[bool, str]]:
+    """(taken, what was said) by sing-box and by us."""
+    theirs = subprocess.run(
+        [peers.path("sing-box"), "check", "-c", file], capture_output=True, text=True, timeout=60, check=False
+    )
+    ours = subprocess.run(
+        [sys.executable, "-m", "gateway", "check", "-c", file],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert ours.returncode in (0, 1), ours.stderr
+    assert "Traceback" not in ours.stderr
+    return (theirs.returncode == 0, theirs.stderr), (ours.returncode == 0, ours.stderr)
+
+
+@pytest.mark.parametrize("file", PURE, ids=lambda file: file.name)
+def test_both_take_our_examples(file: Path) -> None:
+    theirs, ours = check(file)
+    assert theirs[0], theirs[1]
+    assert ours[0], ours[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=UNNOTICED[name])) if name in UNNOTICED else name
+        for name in WRONG
+    ],
+)
+def test_both_refuse(name: str, tmp_path: Path) -> None:
+    value = WRONG[name]
+    file = tmp_path / "config.json"
+    file.write_text(value if isinstance(value, str) else json.dumps(value))
+    theirs, ours = check(file)
+    assert not theirs[0], f"sing-box takes it; we say: {ours[1]}"
+    assert not ours[0], f"we take it; sing-box says: {theirs[1]}"
+    assert str(file) in ours[1]
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_refused_by_our_check_and_by_the_others_start(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LATER[name]))
+    theirs, ours = check(file)
+    assert theirs[0], "sing-box says it in its check: move it to WRONG"
+    assert not ours[0]
+    started = subprocess.run(
+        [peers.path("sing-box"), "run", "-c", file], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert started.returncode != 0
+    assert "FATAL" in started.stderr

@@ -1,0 +1,107 @@
+"""Commands that read a configuration or the host, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway import __version__
+from gateway.cli import COMMANDS, doctor, main
+from gateway.config.anchor import VERSION
+from gateway.kernel.probe import Finding
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+LOG = '{"log": {"level": "info"}, /* one */ "outbounds": [{"type": "direct", "tag": "a"},]}'
+MORE = '{"outbounds": [{"type": "block", "tag": "b"}]}'
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"gateway {name}" in capsys.readouterr().out
+
+
+def test_examples_are_taken() -> None:
+    names = sorted(EXAMPLES.glob("*.json"))
+    assert names
+    for name in names:
+        assert main(["check", "-c", str(name)]) == 0
+
+
+def test_check_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wrong.json"
+    file.write_text('{\n "log": {"levl": "info"}\n}')
+    assert main(["check", "-c", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert f"{file}:2" in said
+    assert "log.levl" in said
+    assert "level" in said
+
+
+def test_format_is_canonical_and_the_same_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "one.json"
+    file.write_text(LOG)
+    assert main(["format", "-c", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"log": {"level": "info"}, "outbounds": [{"type": "direct", "tag": "a"}]}
+    assert file.read_text() == LOG
+    assert main(["format", "-w", "-c", str(file)]) == 0
+    assert file.read_text() == printed
+    assert capsys.readouterr().out.strip() == str(file)
+    assert main(["format", "-w", "-c", str(file)]) == 0
+    assert capsys.readouterr().out == ""
+    file.write_text("{")
+    assert main(["format", "-w", "-c", str(file)]) == 1
+    assert file.read_text() == "{"
+
+
+def test_merge_joins_files(tmp_path: Path) -> None:
+    for name, text in (("1.json", LOG), ("2.json", MORE)):
+        (tmp_path / name).write_text(text)
+    out = tmp_path / "out"
+    assert main(["merge", "-C", str(tmp_path), str(out)]) == 0
+    merged = json.loads(out.read_text())
+    assert [item["tag"] for item in merged["outbounds"]] == ["a", "b"]
+    assert merged["log"] == {"level": "info"}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "-n"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    assert main(["version"]) == 0
+    assert VERSION in capsys.readouterr().out
+
+
+FINE = Finding("nft tproxy", True, "here")
+COSTS = Finding("btf", False, "no /sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF", needed=False)
+LACKS = Finding("CAP_NET_ADMIN", False, "not held", "run as root")
+
+
+@pytest.mark.parametrize(("findings", "status"), [((FINE,), 0), ((FINE, COSTS), 0), ((FINE, COSTS, LACKS), 1)])
+def test_doctor_names_what_is_missing(
+    findings: tuple[Finding, ...], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "probe", lambda: findings)
+    assert main(["doctor"]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ok       nft tproxy: here"
+    if COSTS in findings:
+        assert lines[1] == "without  btf: no /sys/kernel/btf/vmlinux -> CONFIG_DEBUG_INFO_BTF"
+    if status:
+        assert lines[2:] == ["missing  CAP_NET_ADMIN: not held -> run as root", "1 needed and missing"]
+    assert main(["doctor", "--json"]) == status
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is (status == 0)
+    assert [item["name"] for item in report["findings"]] == [finding.name for finding in findings]
+
+
+def test_doctor_on_this_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the host lacks, it is said and not raised."""
+    status = main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is (status == 0)
+    assert {"name", "ok", "detail", "remedy", "needed"} <= set(report["findings"][0])
