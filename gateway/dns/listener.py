@@ -22,7 +22,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.flow import Flow, Network
 from gateway.dns import message
 from gateway.kernel.edge import IN
-from gateway.kernel.sockopt import address_of
+from gateway.kernel.sockopt import UDP_GRO, address_of
 from gateway.transport.listen import packet_socket, stream_socket
 from gateway.transport.tcp import SocketStream
 
@@ -97,6 +97,8 @@ class Listener:
         udp = packet_socket(options, self._wiring, family, host, only_v6=True, tune=_tell if wild else None)
         self._sockets.append(udp)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        with suppress(OSError):
+            udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 0)  # one query a call
         self.bound.append(("udp", address_of(udp.getsockname())))
         drain = self._drain_wild if wild else self._drain
         self._wiring.edge.add(udp.fileno(), IN, lambda events: drain(udp))

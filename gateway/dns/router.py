@@ -17,7 +17,7 @@ from typing import Protocol
 
 from gateway.core.address import IP
 from gateway.core.contracts import LearnedSink, Strategy, Wiring
-from gateway.core.errors import DialError, GatewayError, LocalError, PeerError, Rejected
+from gateway.core.errors import DialError, GatewayError, PeerError, Rejected
 from gateway.core.flow import Flow
 from gateway.dns import message
 from gateway.dns.cache import Cache, Key, key_of
@@ -273,10 +273,10 @@ class Router:
 
 
 def fit(answer: bytes, query: bytes, asked: Question) -> bytes:
-    """``answer`` with the id of ``query`` and its spelling of the name. Raises PeerError, and LocalError where the
-    answer is to something else."""
+    """``answer`` with the id of ``query`` and its spelling of the name. Raises PeerError where it
+    answers something else."""
     if answer[4:6] == b"\0\0":
         return query[:2] + answer[2:]
     if message.question(answer) != asked:
-        raise LocalError("dns: answer to another question")
+        raise PeerError("dns: answer to another question")
     return query[:2] + answer[2 : message.HEADER] + query[message.HEADER : asked.end] + answer[asked.end :]
