@@ -77,8 +77,6 @@ def userspace(config: Config) -> dict[str, Any]:
 
 def gateway_options(config: Config) -> GatewayOptions | None:
     """The ``gateway`` object. Raises ConfigError for what is not built yet."""
-    for item in config.dns_servers:
-        raise ConfigError(f'DNS server type "{item.type}" cannot run yet', item.path)
     options = config.gateway
     if options is None:
         return None

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from gateway import catalog
 from gateway.config.root import Config, Tagged
-from gateway.core.address import IP, Address
+from gateway.core.address import IP
 from gateway.core.contracts import (
     Inbound,
     Leases,
     Outbound,
     Owners,
-    Resolver,
-    Strategy,
     Wiring,
 )
 from gateway.core.contracts import (
     Router as RouterContract,
 )
-from gateway.core.errors import ConfigError, DialError
-from gateway.core.flow import Flow
+from gateway.core.errors import ConfigError
+from gateway.dns.router import Router as DNSRouter
 from gateway.kernel.edge import Edge
 from gateway.kernel.owner import SocketOwners
 from gateway.protocol.direct.options import OutboundOptions as DirectOptions
 from gateway.route.engine import Engine
+from gateway.route.match import Rule
 from gateway.route.options import RouteConfig
 from gateway.route.router import Router
 from gateway.route.ruleset.load import load_all
@@ -67,29 +65,6 @@ class Outbounds:
             await outbound.close()
 
 
-class HostResolver:
-    """Names as the host's C library resolves them; nothing is learned and no query is answered."""
-
-    async def lookup(self, domain: str, *, server: str = "", strategy: Strategy = "") -> list[IP]:
-        families = {"ipv4_only": socket.AF_INET, "ipv6_only": socket.AF_INET6}
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                domain, None, family=families.get(strategy, socket.AF_UNSPEC), type=socket.SOCK_STREAM
-            )
-        except OSError as error:
-            raise DialError(f"{domain}: {error.strerror}", "resolve") from None
-        ips = [ip for entry in found if (ip := Address.of(str(entry[4][0]), 0).ip) is not None]
-        if strategy.startswith("prefer_"):
-            ips.sort(key=lambda ip: ip.version != int(strategy[-1]))
-        return ips
-
-    async def exchange(self, query: bytes, flow: Flow) -> bytes | None:
-        return None
-
-    def learned(self, address: IP, client: IP) -> tuple[str, ...]:
-        return ()
-
-
 class NoLeases:
     """Where no uplink is ours."""
 
@@ -114,10 +89,14 @@ class Plane:
         wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark, route)
         self.outbounds = Outbounds(config.outbounds, route.final, wiring)
         self.owners: SocketOwners = SocketOwners()
-        self.resolver: Resolver = HostResolver()
+        sets = load_all(route, config.directory)
+        servers = {
+            item.tag: catalog.runtime("dns", item.type)(item.tag, item.options, wiring) for item in config.dns_servers
+        }
+        self.resolver = DNSRouter(config.dns, servers, wiring, sets)
         wiring.outbounds, wiring.resolver = self.outbounds, self.resolver
         wiring.owners = cast(Owners, self.owners)
-        self.router = Router(self._engine(config, route), wiring)
+        self.router = Router(self._engine(route, sets), wiring)
         wiring.router = cast(RouterContract, self.router)
         self.inbounds: list[Inbound] = [
             catalog.runtime("inbound", item.type)(item.tag, item.options, wiring) for item in config.inbounds
@@ -125,12 +104,12 @@ class Plane:
         for item in config.inbounds:
             self.router.sessions.set_timeout(item.tag, item.options.udp_timeout)
 
-    def _engine(self, config: Config, route: RouteConfig) -> Engine:
+    def _engine(self, route: RouteConfig, sets: Mapping[str, Sequence[Rule]]) -> Engine:
         for rule in route.rules:
             tag = getattr(rule.action, "outbound", "")
             if tag and tag not in self.outbounds:
                 raise ConfigError(f'no outbound has the tag "{tag}"', f"{rule.path}.outbound")
-        return Engine(route.rules, self.outbounds.default, load_all(route, config.directory))
+        return Engine(route.rules, self.outbounds.default, sets)
 
     async def start(self) -> None:
         """Bind every inbound. Raises OSError; none listens then."""
@@ -149,6 +128,7 @@ class Plane:
         for inbound in self.inbounds:
             await inbound.close()
         await self.router.close()
+        await self.resolver.close()
         await self.outbounds.close()
         self.owners.close()
         self.edge.close()
