@@ -74,7 +74,7 @@ class Names:
         return True
 
 
-def _fits(name: str, yes: list[NameItem], no: list[NameItem]) -> bool:
+def _fits(name: str, yes: Sequence[NameItem], no: Sequence[NameItem]) -> bool:
     return all(item.holds(name) for item in yes) and not any(item.holds(name) for item in no)
 
 

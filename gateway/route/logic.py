@@ -1,88 +1,120 @@
-"""Boolean expressions over numbered atoms, as nested tuples that compare by content. Pure.
+"""Boolean functions over numbered atoms, as reduced ordered decision diagrams. Pure.
 
-An expression is True, False, an atom (int, never bool), or ``("&", ...)``, ``("|", ...)``, ``("!", e)``. Equal tuples
-are equal functions (not the converse), which is how the compiler finds flows that the rules treat alike.
+A function is True, False, or a ``Node`` that asks one atom (a number) and goes on in one of two functions. One
+``Space`` makes all nodes of a configuration and makes none twice, so equal functions are the same object: that is how
+the compiler finds flows that the rules treat alike. Atoms are asked in the order of their numbers, the order in which
+the rules mention them; conditions of rules stay small in that order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-Expr = Any
-"""bool | int | tuple: recursive, so mypy is told no more."""
+from collections.abc import Mapping
 
 
-def negate(expr: Expr) -> Expr:
-    if expr is True or expr is False:
-        return not expr
-    if isinstance(expr, tuple) and expr[0] == "!":
-        return expr[1]
-    return ("!", expr)
+class Node:
+    """``atom`` holds: ``yes``, else ``no``. Compared by identity."""
+
+    __slots__ = ("atom", "no", "yes")
+
+    def __init__(self, atom: int, yes: Expr, no: Expr) -> None:
+        self.atom, self.yes, self.no = atom, yes, no
 
 
-def _join(op: str, parts: Iterable[Expr], neutral: bool) -> Expr:
-    out: list[Expr] = []
-    for part in parts:
-        if part is neutral:
-            continue
-        if part is (not neutral):
-            return part
-        for one in part[1:] if isinstance(part, tuple) and part[0] == op else (part,):
-            if one not in out:
-                out.append(one)
-    if not out:
-        return neutral
-    return out[0] if len(out) == 1 else (op, *out)
+Expr = bool | Node
 
 
-def both(*parts: Expr) -> Expr:
-    return _join("&", parts, True)
+class Space:
+    """Where the nodes of one configuration live."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, Expr, Expr], Node] = {}
+        self._chosen: dict[tuple[Expr, Expr, Expr], Expr] = {}
+
+    def _node(self, atom: int, yes: Expr, no: Expr) -> Expr:
+        if yes is no:
+            return yes
+        key = (atom, yes, no)
+        found = self._nodes.get(key)
+        if found is None:
+            found = self._nodes[key] = Node(atom, yes, no)
+        return found
+
+    def atom(self, number: int) -> Expr:
+        return self._node(number, True, False)
+
+    def choose(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
+        """``yes`` where ``condition`` holds, else ``no``."""
+        if condition is True or yes is no:
+            return yes
+        if condition is False:
+            return no
+        if yes is True and no is False:
+            return condition
+        key = (condition, yes, no)
+        found = self._chosen.get(key)
+        if found is None:
+            parts = [part for part in key if isinstance(part, Node)]
+            top = min(part.atom for part in parts)
+            high = [part.yes if isinstance(part, Node) and part.atom == top else part for part in key]
+            low = [part.no if isinstance(part, Node) and part.atom == top else part for part in key]
+            found = self._chosen[key] = self._node(top, self.choose(*high), self.choose(*low))
+        return found
+
+    def negate(self, expr: Expr) -> Expr:
+        return self.choose(expr, False, True)
+
+    def both(self, *parts: Expr) -> Expr:
+        out: Expr = True
+        for part in reversed(parts):
+            out = self.choose(part, out, False)
+        return out
+
+    def either(self, *parts: Expr) -> Expr:
+        out: Expr = False
+        for part in reversed(parts):
+            out = self.choose(part, True, out)
+        return out
+
+    def restrict(self, expr: Expr, known: Mapping[int, bool]) -> Expr:
+        """``expr`` with the known atoms put in."""
+        if isinstance(expr, bool) or not known:
+            return expr
+        return self._restrict(expr, known, {})
+
+    def _restrict(self, expr: Expr, known: Mapping[int, bool], done: dict[Node, Expr]) -> Expr:
+        if isinstance(expr, bool):
+            return expr
+        found = done.get(expr)
+        if found is None:
+            value = known.get(expr.atom)
+            if value is None:
+                found = self._node(
+                    expr.atom, self._restrict(expr.yes, known, done), self._restrict(expr.no, known, done)
+                )
+            else:
+                found = self._restrict(expr.yes if value else expr.no, known, done)
+            done[expr] = found
+        return found
 
 
-def either(*parts: Expr) -> Expr:
-    return _join("|", parts, False)
-
-
-def choose(condition: Expr, yes: Expr, no: Expr) -> Expr:
-    """``yes`` where ``condition`` holds, else ``no``."""
-    if condition is True or yes == no and type(yes) is type(no):
-        return yes
-    if condition is False:
-        return no
-    return either(both(condition, yes), both(negate(condition), no))
-
-
-def restrict(expr: Expr, known: Mapping[int, bool]) -> Expr:
-    """``expr`` with the known atoms put in."""
-    if expr is True or expr is False:
-        return expr
-    if isinstance(expr, int):
-        return known.get(expr, expr)
-    op = expr[0]
-    if op == "!":
-        return negate(restrict(expr[1], known))
-    stop = op == "|"
-    out: list[Expr] = []
-    for part in expr[1:]:
-        part = restrict(part, known)
-        if part is stop:
-            return stop
-        if part is not (not stop):
-            out.append(part)
-    return _join(op, out, not stop)
+def follow(expr: Expr, known: Mapping[int, bool]) -> Expr:
+    """Down to the first atom that is not known; the answer where none is left."""
+    while isinstance(expr, Node):
+        value = known.get(expr.atom)
+        if value is None:
+            return expr
+        expr = expr.yes if value else expr.no
+    return expr
 
 
 def atoms(expr: Expr) -> set[int]:
-    if isinstance(expr, bool):
-        return set()
-    if isinstance(expr, int):
-        return {expr}
-    return set().union(*(atoms(part) for part in expr[1:]))
-
-
-def first(expr: Expr) -> int:
-    """The leftmost atom of an expression that is neither True nor False."""
-    while isinstance(expr, tuple):
-        expr = expr[1]
-    return int(expr)
+    found: set[int] = set()
+    seen: set[Node] = set()
+    todo = [expr]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Node) and one not in seen:
+            seen.add(one)
+            found.add(one.atom)
+            todo += (one.yes, one.no)
+    return found

@@ -7,10 +7,10 @@ each mark would be set. A property test holds the two against each other.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gateway.route.item.base import Item
-from gateway.route.logic import Expr, both, choose, either, negate
+from gateway.route.logic import Expr, Space
 from gateway.route.match import Default, Logical, Rule, Sets
 
 Kind = Literal[
@@ -49,20 +49,20 @@ class Lowering:
 
     def __init__(self, sets: Sets) -> None:
         self.sets = sets
-        self.atoms: list[Atom] = []
+        self.space = Space()
+        self.atoms: dict[int, Atom] = {}
         self._numbers: dict[Hashable, int] = {}
 
     def rule(self, rule: Rule) -> Expr:
         """A top-level rule. Raises KeyError for an unknown rule set."""
         return self._rule(rule, Marks())[0]
 
-    def _atom(self, item: Item, match_source: bool) -> int:
+    def _atom(self, item: Item, match_source: bool) -> Expr:
         kind: Kind = "src" if item.key == "ip_cidr" and match_source else KINDS[item.key]
         identity = (kind, getattr(item, "set", None) if kind in ("dst", "src") else item.atom)
-        number = self._numbers.setdefault(identity, len(self.atoms))
-        if number == len(self.atoms):
-            self.atoms.append(Atom(kind, item))
-        return number
+        number = self._numbers.setdefault(identity, len(self.atoms) + 1)
+        self.atoms.setdefault(number, Atom(kind, item))
+        return self.space.atom(number)
 
     def _rule(self, rule: Rule, marks: Marks) -> tuple[Expr, Marks]:
         return self._logical(rule, marks) if isinstance(rule, Logical) else self._default(rule, marks)
@@ -71,20 +71,24 @@ class Lowering:
         if not rule.items and not rule.rule_set:
             return True, marks
         for group, members in rule.groups:
-            before = getattr(marks, group)
-            found = either(*(self._atom(item, marks.match_source) for item in members))
-            marks = marks._replace(**{group: either(before, found), "tested": either(marks.tested, negate(before))})
+            before: Expr = getattr(marks, group)
+            found = self.space.either(*(self._atom(item, marks.match_source) for item in members))
+            changed: dict[str, Any] = {
+                group: self.space.either(before, found),
+                "tested": self.space.either(marks.tested, self.space.negate(before)),
+            }
+            marks = marks._replace(**changed)
         alive: Expr = True
         if rule.plain:
             marks = marks._replace(tested=True)
-            alive = both(*(self._atom(item, marks.match_source) for item in rule.plain))
+            alive = self.space.both(*(self._atom(item, marks.match_source) for item in rule.plain))
         held: Expr = alive
         if rule.rule_set:
             inner, after = self._sets(rule, marks._replace(match_source=rule.match_source))
-            marks = _merge(alive, after, marks)
-            held = both(alive, inner)
-        held = both(held, *(getattr(marks, group) for group, _ in rule.groups))
-        return (negate(both(held, marks.tested)) if rule.invert else held), marks
+            marks = self._merge(alive, after, marks)
+            held = self.space.both(alive, inner)
+        held = self.space.both(held, *(getattr(marks, group) for group, _ in rule.groups))
+        return (self.space.negate(self.space.both(held, marks.tested)) if rule.invert else held), marks
 
     def _sets(self, rule: Default, marks: Marks) -> tuple[Expr, Marks]:
         """Any rule of any of the sets, tried in order; later ones leave marks only where no earlier one held."""
@@ -92,8 +96,8 @@ class Lowering:
         for tag in rule.rule_set:
             for inner in self.sets[tag]:
                 held, after = self._rule(inner, marks)
-                marks = _merge(negate(found), after, marks)
-                found = either(found, held)
+                marks = self._merge(self.space.negate(found), after, marks)
+                found = self.space.either(found, held)
         return found, marks
 
     def _logical(self, rule: Logical, marks: Marks) -> tuple[Expr, Marks]:
@@ -101,12 +105,14 @@ class Lowering:
         going: Expr = True
         for child in rule.rules:
             held, after = self._rule(child, Marks())
-            marks = _merge(going, after, marks)
+            marks = self._merge(going, after, marks)
             results.append(held)
-            going = both(going, held if rule.mode == "and" else negate(held))
-        whole = both(*results) if rule.mode == "and" else either(*results)
-        return (negate(whole) if rule.invert else whole), marks
+            going = self.space.both(going, held if rule.mode == "and" else self.space.negate(held))
+        whole = self.space.both(*results) if rule.mode == "and" else self.space.either(*results)
+        return (self.space.negate(whole) if rule.invert else whole), marks
 
-
-def _merge(condition: Expr, yes: Marks, no: Marks) -> Marks:
-    return Marks(*(choose(condition, a, b) for a, b in zip(yes[:5], no[:5], strict=True)), yes.match_source)
+    def _merge(self, condition: Expr, yes: Marks, no: Marks) -> Marks:
+        source, source_port, destination, port, tested = (
+            self.space.choose(condition, a, b) for a, b in zip(yes[:5], no[:5], strict=True)
+        )
+        return Marks(source, source_port, destination, port, tested, yes.match_source)

@@ -24,6 +24,10 @@ Sets = Mapping[str, Sequence["Rule"]]
 """Rule set tag to its rules."""
 
 
+GROUPS: dict[Group, int] = {"source": 1, "source_port": 2, "destination": 4, "port": 8}
+"""Groups in order of testing, each with its bit."""
+
+
 def point(ip: IP) -> Point:
     return (ip.version, int(ip))
 
@@ -51,9 +55,10 @@ class Subject:
         self.reset()
 
     def reset(self) -> None:
-        """Before each top-level rule and before each child of a logical rule."""
+        """Before each top-level rule and before each child of a logical rule. ``matched`` has a bit of ``GROUPS`` for
+        each group that has matched."""
         self.match_source = self.accept_empty = self.tested = False
-        self.matched: set[Group] = set()
+        self.matched = 0
 
     @classmethod
     def of(cls, flow: Flow, findings: Findings, sets: Sets) -> Subject:
@@ -81,7 +86,7 @@ class Subject:
 class Default:
     """A rule of items. ``rule_set`` are tags, looked up in the subject's sets when matching."""
 
-    __slots__ = ("accept_empty", "groups", "invert", "items", "match_source", "plain", "rule_set")
+    __slots__ = ("accept_empty", "all_bits", "bits", "groups", "invert", "items", "match_source", "plain", "rule_set")
 
     def __init__(
         self,
@@ -98,25 +103,26 @@ class Default:
         self.accept_empty = accept_empty
         self.invert = invert
         self.plain = tuple(item for item in items if not item.group)
-        order: tuple[Group, ...] = ("source", "source_port", "destination", "port")
         self.groups = tuple(
-            (group, members) for group in order if (members := tuple(item for item in items if item.group == group))
+            (group, members) for group in GROUPS if (members := tuple(item for item in items if item.group == group))
         )
+        self.bits = tuple((GROUPS[group], members) for group, members in self.groups)
+        self.all_bits = sum(bit for bit, _ in self.bits)
 
     def match(self, subject: Subject) -> bool:
         """Leaves its marks in the subject, as an inner rule of a rule set must. Raises KeyError for an unknown set."""
         if not self.items and not self.rule_set:
             return True
-        groups = self.groups
+        bits, needed = self.bits, self.all_bits
         if subject.ignore_addresses:
-            groups = self._without_addresses()
-        matched = subject.matched
-        for group, members in groups:
-            if group not in matched:
+            bits = self._without_addresses()
+            needed = sum(bit for bit, _ in bits)
+        for bit, members in bits:
+            if not subject.matched & bit:
                 subject.tested = True
                 for item in members:
                     if item.match(subject):
-                        matched.add(group)
+                        subject.matched |= bit
                         break
         for item in self.plain:
             subject.tested = True
@@ -126,19 +132,19 @@ class Default:
             subject.match_source, subject.accept_empty = self.match_source, self.accept_empty
             if not any(match_any(subject.sets[tag], subject) for tag in self.rule_set):
                 return self.invert
-        for group, _ in groups:
-            if group not in matched:
-                return self.invert
+        # read again: a logical rule inside a set has reset the marks, as it does in sing-box
+        if subject.matched & needed != needed:
+            return self.invert
         return not self.invert or not subject.tested
 
-    def _without_addresses(self) -> tuple[tuple[Group, tuple[Item, ...]], ...]:
+    def _without_addresses(self) -> tuple[tuple[int, tuple[Item, ...]], ...]:
         out = []
-        for group, members in self.groups:
-            if group == "destination":
+        for bit, members in self.bits:
+            if bit == GROUPS["destination"]:
                 members = tuple(item for item in members if item.key not in ("ip_cidr", "ip_is_private"))
                 if not members:
                     continue
-            out.append((group, members))
+            out.append((bit, members))
         return tuple(out)
 
     def __str__(self) -> str:

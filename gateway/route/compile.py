@@ -1,0 +1,328 @@
+"""Rules to kernel verdicts: direct or reject exactly where every completion of what a packet hides agrees. Pure.
+
+What a packet shows: network, destination address and port, source address (forwarded) or socket class (local). What it
+hides: the name (unless learned), the protocol, the source port, and the process where BPF does not tell. Destination
+and source addresses are cut into segments on which all address items answer alike, ports likewise; each combination
+narrows the program of the rules (``program``), equal programs are one profile, and each distinct answer of the address
+items in a profile is searched once.
+
+Modes: ``paranoid`` never believes learned names; ``strict`` does; ``balanced`` lets an unknown address go directly
+where an address rule sends it, as if nothing could be sniffed; ``fast`` does so for every verdict of an address rule;
+``off`` sends everything to userspace.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from gateway.kernel import mark
+from gateway.kernel.plan import Family, PortRow, ProcessPlan, Profile, SourceClass, SourceSpan, Span, Steering, Verdict
+from gateway.route.action import SERVER_FIRST
+from gateway.route.feasible import Names, Vectors
+from gateway.route.item.names import NameItem
+from gateway.route.logic import atoms as atoms_of
+from gateway.route.match import Sets
+from gateway.route.options import RouteRule
+from gateway.route.process import ProcessAtoms
+from gateway.route.program import Kind, Program, Search, build, settle, specialise, verdict
+from gateway.route.sweep import Segment, sweep
+
+Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
+MOST_PROFILES = 16
+"""One of them is the profile that sniffs everything, once more would be needed."""
+MOST_CLASSES = 30
+"""Socket classes 0..29."""
+MOST_MASKS = 4096
+"""Rows of the mask map in BPF; masks beyond are UNKNOWN sockets."""
+TOP = {4: (1 << 32) - 1, 6: (1 << 128) - 1}
+FAMILIES: tuple[Family, Family] = (4, 6)
+Pair = tuple[Program, Program]
+"""The program of a profile, for IPv4 and for IPv6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the compiler needs besides rules. ``kinds``: outbound tag to what it comes to (groups already followed to
+    their leaf); "direct" only for a direct outbound without dial options. ``inbound``: tag under which captured flows
+    enter. ``users``: name to uid of the users this host knows."""
+
+    kinds: Mapping[str, Kind]
+    inbound: str = "gateway"
+    users: Mapping[str, int] | None = None
+    mode: Mode = "strict"
+
+
+class Compiled:
+    """``steering`` and ``processes`` go to the kernel; ``learned_verdict`` serves the learned maps."""
+
+    def __init__(self, compiler: _Compiler, steering: Steering, processes: ProcessPlan) -> None:
+        self._compiler = compiler
+        self.steering = steering
+        self.processes = processes
+
+    def learned_verdict(self, profile: int, family: Family, address: int, names: tuple[str, ...]) -> Verdict:
+        """What an address is in a profile once our DNS resolved ``names`` to it; () = no name. Names of different
+        outcomes are SNIFF."""
+        return self._compiler.named(profile, family, address, names)
+
+    def lookup(
+        self, network: str, port: int, family: Family, address: int, *, source: int | None = None,
+        socket: int | None = None, names: tuple[str, ...] = (),
+    ) -> tuple[int, Verdict]:  # fmt: skip
+        """(profile, verdict) as the kernel finds them: ``source`` of a forwarded flow, else the ``socket`` class."""
+        steering = self.steering
+        if source is not None:
+            spans = steering.forwarded4 if family == 4 else steering.forwarded6
+            number = next((span.number for span in spans if span.first <= source <= span.last), steering.forwarded)
+        else:
+            number = dict(steering.local).get(cast(int, socket), steering.unknown)
+        rows = steering.classes[number].rows
+        profile = next(row.profile for row in rows if row.network == network and row.first <= port <= row.last)
+        if names and steering.profiles[profile].learned:
+            return profile, self.learned_verdict(profile, family, address, names)
+        chosen = steering.profiles[profile]
+        spans_ = chosen.spans4 if family == 4 else chosen.spans6
+        at = bisect_right(spans_, address, key=lambda span: span.first) - 1
+        if at >= 0 and address <= spans_[at].last:
+            return profile, spans_[at].verdict
+        return profile, chosen.default4 if family == 4 else chosen.default6
+
+
+def compile_rules(rules: Sequence[RouteRule], final: str, sets: Sets, inputs: Inputs) -> Compiled:
+    """``final``: tag of the default outbound. Raises KeyError for an unknown rule set."""
+    return _Compiler(rules, final, sets, inputs).run()
+
+
+class _Compiler:
+    def __init__(self, rules: Sequence[RouteRule], final: str, sets: Sets, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=inputs.mode in ("balanced", "fast"))
+        self.table, self.space = lowering.atoms, lowering.space
+        self.processes = ProcessAtoms(
+            {atom: entry.item for atom, entry in self.table.items() if entry.kind == "process"}, inputs.users or {}
+        )
+        self.dst = {family: self._segments("dst", family) for family in FAMILIES}
+        self.dst_first = {family: [segment.first for segment in self.dst[family]] for family in FAMILIES}
+        self.masks = {family: sorted({s.mask for s in self.dst[family]} | {0}) for family in FAMILIES}
+        self.src = {family: self._segments("src", family) for family in FAMILIES}
+        self.ports = self._ports()
+        names = Names({a: cast(NameItem, e.item) for a, e in self.table.items() if e.kind == "name"})
+        self.search = Search(self.table, names, {
+            "src": Vectors([(s.mask, 0) for family in FAMILIES for s in self.src[family]]),
+            "source_port": Vectors([(s.mask, 0) for s in self._port_segments("source_port")]),
+            "process": Vectors(self.processes.vectors()),
+        })  # fmt: skip
+        self.profiles: dict[Any, int] = {}
+        self.pairs: list[Pair | None] = []
+        self.classes: dict[tuple[PortRow, ...], int] = {}
+        self._narrowed: dict[tuple[int, Family, int], Program] = {}
+        self._verdicts: dict[Program, Verdict] = {}
+
+    # what is known at each stage
+
+    def _segments(self, kind: str, family: Family) -> list[Segment]:
+        sets: dict[int, Any] = {}
+        for atom, entry in self.table.items():
+            if entry.kind == kind:
+                sets[atom] = cast(Any, entry.item).set.ranges(family)
+        return sweep(sets, TOP[family])
+
+    def _port_segments(self, kind: str) -> list[Segment]:
+        return sweep({a: cast(Any, e.item).ranges for a, e in self.table.items() if e.kind == kind}, 65535)
+
+    def _ports(self) -> list[tuple[Segment, bool]]:
+        """Port segments, and whether the engine would sniff there."""
+        sets = {a: cast(Any, e.item).ranges for a, e in self.table.items() if e.kind == "port"}
+        quiet = 1 << 0  # atoms are numbered from 1
+        cut = sweep({**sets, 0: [(port, port) for port in sorted(SERVER_FIRST)]}, 65535)
+        return [(Segment(one.first, one.last, one.mask & ~quiet), not one.mask & quiet) for one in cut]
+
+    def _answers(self, kind: str, mask: int) -> dict[int, bool]:
+        return {atom: bool(mask >> atom & 1) for atom, entry in self.table.items() if entry.kind == kind}
+
+    def _static(self, network: str, family: Family) -> dict[int, bool]:
+        known = {}
+        for atom, (kind, item) in self.table.items():
+            value: Any = item.value
+            if kind == "inbound":
+                known[atom] = self.inputs.inbound in value
+            elif kind == "network":
+                known[atom] = network in value
+            elif kind == "auth_user":
+                known[atom] = "" in value
+            elif kind == "ip_version":
+                known[atom] = value == family
+            elif kind == "never" or (kind == "src" and not cast(Any, item).set.ranges(family)):
+                known[atom] = False
+        return known
+
+    # source class -> rows -> profiles
+
+    def run(self) -> Compiled:
+        if self.inputs.mode == "off":
+            self.pairs = [None]
+            rows = (PortRow("tcp", 0, 65535, 0), PortRow("udp", 0, 65535, 0))
+            everything = Steering((SNIFF_ALL,), (SourceClass(rows),), (), (), 0, ((0, 0),), 0)
+            return Compiled(self, everything, ProcessPlan())
+        self.base = {
+            (n, f): specialise(self.space, self.program, self._static(n, f)) for n in ("tcp", "udp") for f in FAMILIES
+        }
+        nobody = dict.fromkeys(self.processes.atoms, False)
+        forwarded = self._class({**nobody, **self._answers("src", 0)})
+        spans: dict[int, tuple[SourceSpan, ...]] = {}
+        numbers = {0: forwarded}
+        for family in FAMILIES:
+            found: list[SourceSpan] = []
+            for first, last, mask in self.src[family]:
+                if mask not in numbers:
+                    numbers[mask] = self._class({**nobody, **self._answers("src", mask)})
+                number = numbers[mask]
+                if number == forwarded:
+                    continue
+                if found and found[-1].last + 1 == first and found[-1].number == number:
+                    found[-1] = SourceSpan(found[-1].first, last, number)
+                else:
+                    found.append(SourceSpan(first, last, number))
+            spans[family] = tuple(found)
+        local, plan = self._local()
+        unknown = self._class({})
+        profiles = tuple(self._profile(number) for number in range(len(self.pairs)))
+        classes = tuple(SourceClass(rows) for rows in self.classes)
+        return Compiled(self, Steering(profiles, classes, spans[4], spans[6], forwarded, local, unknown), plan)
+
+    def _local(self) -> tuple[tuple[tuple[int, int], ...], ProcessPlan]:
+        """Socket classes: combinations of process atoms that the rules treat alike."""
+        sockets: dict[int, int] = {self._class(self.processes.known(0)): 0}
+        rows = [(0, 0)]
+        for bits in self.processes.masks():
+            if not bits or len(rows) == MOST_MASKS:
+                continue
+            number = self._class(self.processes.known(bits))
+            if number not in sockets:
+                if len(sockets) == MOST_CLASSES:
+                    continue  # not listed: an UNKNOWN socket, which goes to userspace
+                sockets[number] = len(sockets)
+            rows.append((bits, sockets[number]))
+        if len(rows) == 1 and not self.processes.atoms:
+            return ((0, next(iter(sockets))),), ProcessPlan()
+        assert len(sockets) <= mark.UNKNOWN
+        local = tuple((socket, number) for number, socket in sockets.items())
+        return local, self.processes.plan(tuple(rows))
+
+    def _class(self, known: Mapping[int, bool]) -> int:
+        """Number of the source class of which ``known`` is known."""
+        rows: list[PortRow] = []
+        for network in ("tcp", "udp"):
+            programs = [specialise(self.space, self.base[network, family], known) for family in FAMILIES]
+            seen: dict[tuple[int, bool], int] = {}
+            for (first, last, mask), sniffs in self.ports:
+                if (mask, sniffs) not in seen:
+                    ports = self._answers("port", mask)
+                    pair = tuple(
+                        settle(self.space, specialise(self.space, one, ports), self.table, network, sniffs)
+                        for one in programs
+                    )
+                    seen[mask, sniffs] = self._number(cast(Pair, pair))
+                profile = seen[mask, sniffs]
+                if rows and rows[-1].network == network and rows[-1].profile == profile:
+                    rows[-1] = rows[-1]._replace(last=last)
+                else:
+                    rows.append(PortRow(cast(Any, network), first, last, profile))
+        return self.classes.setdefault(tuple(rows), len(self.classes))
+
+    def _number(self, pair: Pair) -> int:
+        """Profile number of a program: equal programs, or equal verdicts where names play no part."""
+        number = self.profiles.get(pair)
+        if number is not None:
+            return number
+        key: Any = None
+        if not self._learns(pair):
+            key = tuple(self._address(pair, family, mask) for family in FAMILIES for mask in self.masks[family])
+            number = self.profiles.get(key)
+        if number is None:
+            number = len(self.pairs)
+            if number == MOST_PROFILES - 1:  # the last one takes all the rest
+                self.pairs.append(None)
+            elif number == MOST_PROFILES:
+                number = MOST_PROFILES - 1
+            else:
+                self.pairs.append(pair)
+        self.profiles[pair] = number
+        if key is not None:
+            self.profiles.setdefault(key, number)
+        return number
+
+    # profile -> verdicts
+
+    def _profile(self, number: int) -> Profile:
+        pair = self.pairs[number]
+        if pair is None:
+            return SNIFF_ALL
+        spans: list[tuple[Span, ...]] = []
+        defaults = []
+        for family in FAMILIES:
+            verdicts = {mask: self._address(pair, family, mask) for mask in self.masks[family]}
+            default = verdicts[0]
+            found: list[Span] = []
+            for first, last, mask in self.dst[family]:
+                one = verdicts[mask]
+                if found and found[-1].verdict == one and found[-1].last + 1 == first:
+                    found[-1] = Span(found[-1].first, last, one)
+                elif one != default:
+                    found.append(Span(first, last, one))
+            spans.append(tuple(found))
+            defaults.append(default)
+        return Profile(spans[0], spans[1], defaults[0], defaults[1], self._learns(pair))
+
+    def _learns(self, pair: Pair) -> bool:
+        if self.inputs.mode == "paranoid":
+            return False
+        used = {atom for program in pair for condition, _ in program for atom in atoms_of(condition)}
+        return any(self.table[atom].kind == "name" for atom in used)
+
+    def _address(self, pair: Pair, family: Family, mask: int) -> Verdict:
+        """Of an address without a name."""
+        program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
+        found = self._verdicts.get(program)
+        if found is None:
+            found = verdict(self.search.outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
+            if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
+                ends = self.search.outcomes(program, None, sniff=False)
+                certain = verdict(ends)
+                if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
+                    found = certain
+            self._verdicts[program] = found
+        return found
+
+    def _narrow(self, number: int, family: Family, mask: int) -> Program:
+        key = (number, family, mask)
+        if key not in self._narrowed:
+            pair = self.pairs[number]
+            assert pair is not None
+            self._narrowed[key] = specialise(self.space, pair[family == 6], self._answers("dst", mask))
+        return self._narrowed[key]
+
+    def named(self, number: int, family: Family, address: int, names: tuple[str, ...]) -> Verdict:
+        pair = self.pairs[number]
+        if pair is None:
+            return Verdict.SNIFF
+        mask = self.dst[family][bisect_right(self.dst_first[family], address) - 1].mask
+        if not names or self.inputs.mode == "paranoid":
+            return self._address(pair, family, mask)
+        program = self._narrow(number, family, mask)
+        used = {atom for condition, _ in program for atom in atoms_of(condition) if self.table[atom].kind == "name"}
+        ends = set()
+        for name in names:
+            answers = {atom: cast(NameItem, self.table[atom].item).holds(name) for atom in used}
+            ends |= self.search.outcomes(program, answers)
+            found = verdict(ends)
+            if found is Verdict.SNIFF:
+                break
+        return found
+
+
+SNIFF_ALL = Profile((), (), Verdict.SNIFF, Verdict.SNIFF, False)
+"""For what the other profiles have no room for."""

@@ -1,0 +1,288 @@
+"""The rules as a program that can be run without knowing everything. Pure.
+
+A program is a tuple of (condition, step). It is narrowed stage by stage (``specialise``) as the compiler fixes network,
+source, port and address; ``Search`` then runs it over every completion of what is still open and collects the outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from gateway.kernel.plan import Verdict
+from gateway.route.action import NAMED_PROTOCOLS, HijackDNS, Overrides, Reject, Resolve, Route, Sniff
+from gateway.route.feasible import Names, Vectors
+from gateway.route.logic import Expr, Space, atoms, follow
+from gateway.route.lower import Atom, Lowering
+from gateway.route.match import Sets
+from gateway.route.options import RouteRule
+
+Kind = Literal["direct", "block", "proxy"]
+MOST_SPLITS = 3000
+"""Branches of one search; beyond, the verdict is SNIFF."""
+
+
+class End(NamedTuple):
+    """``outcome``: "direct", "reject", "drop", or what userspace does, as text. ``by_address``: an address item stands
+    in the rule's condition (``balanced`` and ``fast`` ask)."""
+
+    outcome: str
+    by_address: bool = False
+
+
+class Look(NamedTuple):
+    """A sniff that may find one of ``protocols`` (of TCP, of UDP). ``found`` after ``settle``: for each thing that it
+    may find, the later protocol atoms that are then true, and whether a name, a client comes with it."""
+
+    protocols: tuple[tuple[str, ...], tuple[str, ...]]
+    found: frozenset[tuple[frozenset[int], bool, bool]] = frozenset()
+
+
+class Override(NamedTuple):
+    """The destination is replaced: what follows is left to userspace."""
+
+
+Step = End | Look | Override
+Program = tuple[tuple[Expr, Step], ...]
+USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
+
+
+def build(
+    rules: Sequence[RouteRule], final: str, sets: Sets, kinds: Mapping[str, Kind], *, by_address: bool = False
+) -> tuple[Program, Lowering]:
+    """The program of an ordered rule list. Outbounds that ``kinds`` does not name count as proxies. ``by_address``:
+    note which ends an address item takes part in."""
+    lowering = Lowering(sets)
+    steps: list[tuple[Expr, Step]] = []
+    for rule in rules:
+        condition = lowering.rule(rule.match)
+        action = rule.action
+        dst = by_address and any(lowering.atoms[atom].kind == "dst" for atom in atoms(condition))
+        if isinstance(action, Overrides) and (action.override_address or action.override_port):
+            steps.append((condition, Override()))
+        elif isinstance(action, Route):
+            steps.append((condition, End(_outcome(action.outbound, kinds), dst)))
+        elif isinstance(action, Reject):
+            steps.append((condition, End("drop" if action.method == "drop" else "reject", dst)))
+        elif isinstance(action, HijackDNS):
+            steps.append((condition, End("hijack-dns", dst)))
+        elif isinstance(action, Sniff):
+            steps.append((condition, Look((action.protocols("tcp"), action.protocols("udp")))))
+        else:
+            assert isinstance(action, Overrides | Resolve)  # neither changes what a flow to an address meets
+    steps.append((True, End(_outcome(final, kinds))))
+    return tuple(steps), lowering
+
+
+def _outcome(tag: str, kinds: Mapping[str, Kind]) -> str:
+    kind = kinds.get(tag, "proxy")
+    return "direct" if kind == "direct" else "reject" if kind == "block" else f"outbound {tag}"
+
+
+def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Program:
+    """The program with known atoms put in; what cannot be reached any more is gone."""
+    out: list[tuple[Expr, Step]] = []
+    for condition, step in program:
+        condition = space.restrict(condition, known)
+        if condition is False:
+            continue
+        out.append((condition, step))
+        if condition is True and not isinstance(step, Look):
+            break
+    return tuple(out)
+
+
+def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, sniffs: bool) -> Program:
+    """Brings a program into one form: each sniff says what it can find that a later rule asks for (or is dropped), and
+    between sniffs each end has its own, disjoint condition."""
+    reachable = _reachable(space, program, table, network, sniffs)
+    later: set[int] = set()
+    out: list[tuple[Expr, Step]] = []
+    for condition, step, names in reversed(reachable):
+        if isinstance(step, Look):
+            found = frozenset(_finding(name, later, table) for name in names) - {(frozenset(), False, False)}
+            if not found:
+                continue
+            step = Look(((), ()), found)
+        out.append((condition, step))
+        later |= atoms(condition)
+    return _disjoint(space, reversed(out))
+
+
+def _reachable(
+    space: Space, program: Program, table: Mapping[int, Atom], network: str, sniffs: bool
+) -> list[tuple[Expr, Step, tuple[str, ...]]]:
+    """The steps, those protocol and client atoms false that nothing before can have found; of a sniff also the
+    protocols it tries."""
+    known = {atom: False for atom, entry in table.items() if entry.kind in ("protocol", "client")}
+    tried: set[str] = set()
+    out: list[tuple[Expr, Step, tuple[str, ...]]] = []
+    for condition, step in program:
+        condition = space.restrict(condition, known)
+        names: tuple[str, ...] = ()
+        if isinstance(step, Look) and sniffs and condition is not False:
+            names = tuple(one for one in step.protocols[network == "udp"] if one not in tried)
+            if condition is True:
+                tried.update(names)
+            for atom, entry in table.items():
+                if (entry.kind == "protocol" and not entry.item.value.isdisjoint(names)) or (  # type: ignore[attr-defined]
+                    entry.kind == "client" and "quic" in names
+                ):
+                    known.pop(atom, None)
+        if condition is not False:
+            out.append((condition, step, names))
+    return out
+
+
+def _disjoint(space: Space, steps: Iterable[tuple[Expr, Step]]) -> Program:
+    out: list[tuple[Expr, Step]] = []
+    taken: Expr = False
+    for condition, step in steps:
+        if isinstance(step, Look):
+            taken = False
+            out.append((condition, step))
+            continue
+        condition, taken = space.both(condition, space.negate(taken)), space.either(taken, condition)
+        if condition is False:
+            continue
+        for index in range(len(out) - 1, -1, -1):
+            if isinstance(out[index][1], Look):
+                out.append((condition, step))
+                break
+            if out[index][1] == step:
+                out[index] = (space.either(out[index][0], condition), step)
+                break
+        else:
+            out.append((condition, step))
+        if taken is True:
+            break
+    return tuple(out)
+
+
+def _finding(name: str, later: set[int], table: Mapping[int, Atom]) -> tuple[frozenset[int], bool, bool]:
+    """What finding protocol ``name`` would tell the rules that come after."""
+    kinds = {table[atom].kind for atom in later}
+    true = frozenset(
+        atom
+        for atom in later
+        if table[atom].kind == "protocol" and name in getattr(table[atom].item, "set")  # noqa: B009
+    )
+    return true, name in NAMED_PROTOCOLS and "name" in kinds, name == "quic" and "client" in kinds
+
+
+class Search:
+    """Runs programs over all completions. ``vectors``: feasibility of source, source port and process atoms."""
+
+    def __init__(self, table: Mapping[int, Atom], names: Names, vectors: Mapping[str, Vectors]) -> None:
+        self.table = table
+        self.names = names
+        self.vectors = vectors
+        self.of_kind: dict[str, list[int]] = {}
+        for atom, (kind, _) in table.items():
+            self.of_kind.setdefault(kind, []).append(atom)
+
+    def outcomes(
+        self, program: Program, names: Mapping[int, bool] | None, *, doubt: bool = False, sniff: bool = True
+    ) -> set[End]:
+        """Ends that some completion reaches, at least two where there are two (then the search may stop early).
+
+        ``names``: answers of the name atoms for a learned name; None: no learned name, so no name before a sniff.
+        ``doubt``: a name may be there at any time, and it may be any. ``sniff`` False: as if no sniff found anything.
+        """
+        known = {atom: False for kind in ("protocol", "client") for atom in self.of_kind.get(kind, ())}
+        if names is not None:
+            known.update(names)
+        elif not doubt:
+            known.update(dict.fromkeys(self.of_kind.get("name", ()), False))
+        run = _Run(self, program, free_names=names is None, sniff=sniff)
+        run.go(0, known, {}, False)
+        return run.ends
+
+    def possible(self, atom: int, assigned: Mapping[int, bool]) -> bool:
+        kind = self.table[atom].kind
+        mine = {one: value for one, value in assigned.items() if self.table[one].kind == kind}
+        if kind == "name":
+            return self.names.possible(mine)
+        if kind in self.vectors:
+            return self.vectors[kind].possible(mine)
+        if kind == "client":
+            return self._client(mine)
+        return True
+
+    def _client(self, assigned: Mapping[int, bool]) -> bool:
+        """One client program at a time."""
+        sets: dict[int, Any] = {atom: getattr(self.table[atom].item, "set") for atom in assigned}  # noqa: B009
+        yes = [sets[atom] for atom, value in assigned.items() if value]
+        no = frozenset().union(*(sets[atom] for atom, value in assigned.items() if not value))
+        return not yes or bool(frozenset.intersection(*yes) - no)
+
+
+class _Run:
+    __slots__ = ("ends", "free_names", "program", "search", "sniff", "splits")
+
+    def __init__(self, search: Search, program: Program, *, free_names: bool, sniff: bool) -> None:
+        self.search, self.program, self.free_names, self.sniff = search, program, free_names, sniff
+        self.ends: set[End] = set()
+        self.splits = 0
+
+    def done(self) -> bool:
+        return len({end.outcome for end in self.ends}) > 1
+
+    def go(self, index: int, known: dict[int, bool], assigned: dict[int, bool], sniffed: bool) -> None:
+        """From step ``index`` on. ``assigned``: what this branch assumes (a part of ``known``)."""
+        while not self.done():
+            condition, step = self.program[index]
+            condition = follow(condition, known)
+            if condition is False:
+                index += 1
+            elif condition is not True:
+                self.split(condition.atom, index, known, assigned, sniffed)
+                return
+            elif isinstance(step, End):
+                self.ends.add(step)
+                return
+            elif isinstance(step, Override):
+                self.give_up()
+                return
+            else:
+                index += 1
+                if not sniffed and self.sniff:
+                    for found in step.found:
+                        self.found(found, index, known, assigned)
+
+    def give_up(self) -> None:
+        self.ends |= {End("?"), End("??")}
+
+    def split(self, atom: int, index: int, known: dict[int, bool], assigned: dict[int, bool], sniffed: bool) -> None:
+        self.splits += 1
+        if self.splits > MOST_SPLITS:
+            self.give_up()
+            return
+        for value in (True, False):
+            more = {**assigned, atom: value}
+            if self.search.possible(atom, more):
+                self.go(index, {**known, atom: value}, more, sniffed)
+
+    def found(
+        self, what: tuple[frozenset[int], bool, bool], index: int, known: dict[int, bool], assigned: dict[int, bool]
+    ) -> None:
+        protocols, name, client = what
+        search = self.search
+        known, assigned = dict(known), dict(assigned)
+        for atom in search.of_kind.get("protocol", ()):
+            known[atom] = atom in protocols
+        opened = search.of_kind.get("client", []) if client else []
+        if name and self.free_names:
+            opened = [*opened, *search.of_kind.get("name", [])]
+        for atom in opened:
+            known.pop(atom, None)
+            assigned.pop(atom, None)
+        self.go(index, known, assigned, True)
+
+
+def verdict(ends: set[End]) -> Verdict:
+    """One outcome alone is certain; anything else is for userspace to find out."""
+    outcomes = {end.outcome for end in ends}
+    if len(outcomes) != 1:
+        return Verdict.SNIFF
+    return USER.get(next(iter(outcomes)), Verdict.USER)
