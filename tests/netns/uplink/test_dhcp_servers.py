@@ -20,7 +20,7 @@ from gateway.uplink.uplinks import Uplinks
 
 from .conftest import Net, inside, peer, sh, until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 FAST = Dhcp4Options(start_delay=Duration(0), hostname="router")
 

@@ -26,7 +26,7 @@ from gateway.uplink.uplinks import Uplinks
 from .conftest import Net, inside, until
 from .test_dhcp_servers import Gateway, uplink
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 SERVER, OFFERED = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.99")
 ETH_P_IP = 0x0800
