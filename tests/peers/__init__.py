@@ -43,6 +43,7 @@ SOURCES: dict[str, Source] = {
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
     "busybox": (_busybox := Debian("busybox", ("busybox",))),
     "unbound": Debian("unbound", ("unbound",)),
+    "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),
     "tinyproxy": Debian("tinyproxy-bin", ("tinyproxy",)),
     "debootstrap": Debian("debootstrap", ("debootstrap",)),

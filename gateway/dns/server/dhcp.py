@@ -13,6 +13,8 @@ from gateway.core.errors import DialError, PeerError
 from gateway.dns import message
 from gateway.dns.server.udp import Upstream
 
+PORT = 53
+
 
 class Options(DialerOptions, kw_only=True):
     """``interface`` "" or "auto": the elected uplink."""
@@ -56,7 +58,7 @@ class Pool:
         for ip in servers:
             upstream = self._upstreams.get(ip)
             if upstream is None:
-                upstream = self._upstreams[ip] = Upstream(Address(ip, 53), self._options, self._wiring)
+                upstream = self._upstreams[ip] = Upstream(Address(ip, PORT), self._options, self._wiring)
             try:
                 answer = await upstream.exchange(query)
             except (DialError, PeerError, OSError) as error:

@@ -102,12 +102,12 @@ def test_the_same_question_goes_out_once():
     server = Server(a_example=["192.0.2.1"])
 
     async def main():
-        server.gate = asyncio.Event()
+        server.gate, arrived = asyncio.Event(), asyncio.Event()
+        server.before = lambda: asyncio.sleep(0, arrived.set())
         made = router({"one": server})
         queries = [dns.message.make_query(name, "A", id=n) for n, name in enumerate(("a.example", "A.example") * 20)]
         tasks = [asyncio.ensure_future(made.exchange(query.to_wire(), client())) for query in queries]
-        while not server.asked:
-            await asyncio.sleep(0)
+        await arrived.wait()
         tasks[0].cancel()  # whoever goes first does not take the others along
         server.gate.set()
         answers = await asyncio.gather(*tasks[1:])
