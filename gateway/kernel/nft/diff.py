@@ -1,6 +1,6 @@
 """From one content of the owned table to the next, as one transaction. Pure.
 
-Interval maps of the same name have the same content and stay; learned maps stay with what they hold; chains of the old
+Interval maps of the same name have the same content and stay; learned sets stay with what they hold; chains of the old
 generation go after the skeleton's chains point to the new one.
 """
 
@@ -25,7 +25,7 @@ def _commands(old: Objects, new: Objects, changes: Iterable[LearnedChange]) -> I
             yield from interval_commands(name, spans)
     for name in sorted(new.learned - old.learned):
         family = 4 if name.startswith("learned4_") else 6
-        yield f"add map {TABLE} {name} {{ type ipv{family}_addr : verdict; flags timeout; size {LEARNED_SIZE}; }}"
+        yield f"add set {TABLE} {name} {{ type ipv{family}_addr; flags timeout; size {LEARNED_SIZE}; }}"
     for change in changes:
         yield from learned_commands(change)
     for name in new.chains:
@@ -39,7 +39,7 @@ def _commands(old: Objects, new: Objects, changes: Iterable[LearnedChange]) -> I
     # All old chains are emptied before the first is deleted: they name each other.
     yield from (f"flush chain {TABLE} {name}" for name in old.chains)
     yield from (f"delete chain {TABLE} {name}" for name in old.chains)
-    yield from (f"delete map {TABLE} {name}" for name in sorted(old.learned - new.learned))
+    yield from (f"delete set {TABLE} {name}" for name in sorted(old.learned - new.learned))
     yield from (f"delete map {TABLE} {name}" for name in old.intervals if name not in new.intervals)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Library:
     """One libnftables context. Raises KernelError where the library is missing.
 
     A context remembers every ``define`` it has read and refuses the same one again: a file with defines is loaded
-    once by each context."""
+    once by each context. ``fd`` is its netlink socket, for raw messages between two calls of ``run``; whether it blocks
+    must not be changed."""
 
     def __init__(self) -> None:
         before = _sockets()
@@ -35,8 +37,13 @@ class Library:
             self._nft = _module().Nftables()
         except (ImportError, OSError) as error:
             raise KernelError("libnftables", 0, f"{error}; install python3-nftables") from None
+        self.fd = -1
         for fd in _sockets() - before:
-            fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+            if _is_netfilter(fd):
+                fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+                self.fd = fd
+        if self.fd < 0:
+            raise KernelError("libnftables", 0, "opened no netlink socket")
 
     def run(self, text: str, *, check: bool = False) -> str:
         """Load ``text``, or with ``check`` only see whether the kernel would take it. Returns what it printed. Raises
@@ -46,6 +53,17 @@ class Library:
         if status:
             raise KernelError("nft", 0, str(error).strip() or f"status {status}")
         return str(output)
+
+    def close(self) -> None:
+        """Frees the context and with it the socket: an owned table of its goes. Any number of times."""
+        self._nft = None
+        self.fd = -1
+
+
+def _is_netfilter(fd: int) -> bool:
+    # Another thread may have opened a socket meanwhile; NETLINK_NETFILTER is 12.
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.family == socket.AF_NETLINK and sock.proto == 12
 
 
 def _sockets() -> set[int]:

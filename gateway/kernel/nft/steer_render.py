@@ -2,11 +2,13 @@
 
 ::
 
-    forwarded / local -> class chain -> profile chain -> learned map -> interval map -> default
-                         gG_class_N     gG_profile_N     learned4_N     ip4_HASH        to_VERDICT
+    forwarded / local -> class chain -> profile chain -> learned sets        -> interval map -> default
+                         gG_class_N     gG_profile_N     learned4_N_VERDICT     ip4_HASH        to_VERDICT
 
-Chains carry a generation G and are replaced by every reload. Interval maps are named by a hash of their content, so the
-same addresses are loaded once, whichever profiles share them; they and the learned maps are objects that a reload keeps.
+Chains carry a generation G and are replaced by every reload. Interval maps are named by a hash of their content, so
+that equal ones are loaded once; they and the learned sets are objects that a reload keeps.
+Names are learned into one set a verdict, not into verdict maps: an element that jumps makes the kernel walk every chain
+and interval map of the table to look for loops.
 No command names the table's flags: a table that is named without them loses its owner.
 """
 
@@ -34,9 +36,10 @@ from gateway.kernel.plan import (
 
 TABLE = "inet gateway"
 LEARNED_SIZE = 65536
-"""Most addresses that one learned map holds; beyond them the kernel refuses (ENFILE) and the flow is judged without."""
+"""Most addresses that one learned set holds; beyond them the kernel refuses (ENFILE) and the flow is judged without."""
 CHAINS = {verdict: f"to_{verdict.name.lower()}" for verdict in Verdict}
-ALL_PORTS = (0, 65535)
+LEARNED = (Verdict.SNIFF, Verdict.USER, Verdict.DIRECT, Verdict.REJECT, Verdict.DROP)
+"""In the order they are looked up; an address is in one of them."""
 MOST = 1000
 """Elements in one command, which keeps lines readable in an error message."""
 
@@ -83,8 +86,9 @@ def interval_name(family: Family, spans: Sequence[Span]) -> str:
     return f"ip{family}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
-def learned_name(family: Family, profile: int) -> str:
-    return f"learned{family}_{profile}"
+def learned_name(family: Family, profile: int, verdict: Verdict) -> str:
+    """Name of the set of addresses that have ``verdict`` by their names."""
+    return f"learned{family}_{profile}_{verdict.name.lower()}"
 
 
 def text(family: Family, address: int) -> str:
@@ -104,8 +108,10 @@ def _profile(number: int, profile: Profile, intervals: dict[str, tuple[Span, ...
     for family, spans, default in families:
         daddr = "ip daddr" if family == 4 else "ip6 daddr"
         if profile.learned:
-            learned.add(learned_name(family, number))
-            yield f"{daddr} vmap @{learned_name(family, number)}"
+            for verdict in LEARNED:
+                name = learned_name(family, number, verdict)
+                learned.add(name)
+                yield f"{daddr} @{name} goto {CHAINS[verdict]}"
         if spans:
             name = interval_name(family, spans)
             intervals[name] = spans
@@ -179,10 +185,11 @@ def interval_commands(name: str, spans: Sequence[Span]) -> Iterator[str]:
 
 def learned_commands(change: LearnedChange) -> Iterator[str]:
     """Add the old (so that it is there, expired or not), delete it, add the new."""
-    place = f"{TABLE} {learned_name(change.family, change.profile)}"
     key = text(change.family, change.address)
+    lifetime = f"timeout {max(1, change.timeout)}s"
     if change.old is not None:
-        yield f"add element {place} {{ {key} timeout {max(1, change.timeout)}s : goto {CHAINS[change.old]} }}"
-        yield f"delete element {place} {{ {key} : goto {CHAINS[change.old]} }}"
+        place = f"{TABLE} {learned_name(change.family, change.profile, change.old)}"
+        yield f"add element {place} {{ {key} {lifetime} }}"
+        yield f"delete element {place} {{ {key} }}"
     if change.new is not None:
-        yield f"add element {place} {{ {key} timeout {max(1, change.timeout)}s : goto {CHAINS[change.new]} }}"
+        yield f"add element {TABLE} {learned_name(change.family, change.profile, change.new)} {{ {key} {lifetime} }}"

@@ -1,0 +1,115 @@
+"""The one writer of the owned table ``inet gateway``: one netlink socket, whole transactions by text, elements raw.
+
+The table belongs to that socket. It goes when the last copy of its descriptor is closed, so that nothing here may be
+inherited by a child; and every other writer, this process included, is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Iterable, Sequence
+
+from gateway.core.errors import KernelError
+from gateway.kernel.nft import element
+from gateway.kernel.nft.diff import transaction
+from gateway.kernel.nft.library import Library, folder
+from gateway.kernel.nft.message import answers
+from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, objects
+from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
+
+RECEIVE = 65536
+PATIENCE = 5000
+"""Milliseconds that an acknowledgement may take; the kernel answers within the write."""
+
+
+class Writer:
+    """Makes the table on the first ``apply``. Not for use by several threads. Raises KernelError from the constructor
+    where libnftables is missing."""
+
+    def __init__(self) -> None:
+        self._library = Library()
+        self._objects: Objects | None = None
+        self._generation = 0
+        self._sequence = 0
+
+    def apply(self, steering: Steering, capture: Capture, changes: Sequence[LearnedChange] = ()) -> None:
+        """One transaction to this content. ``changes`` are to the learned sets as they will be afterwards; the others
+        keep what they hold. Raises KernelError, and the table is then as it was; ValueError on a bad interface name."""
+        generation = self._generation + 1
+        new = objects(steering, capture, generation)
+        text = transaction(self._objects or Objects(), new, changes)
+        if self._objects is None:
+            self._remove_leftover()
+            skeleton = (folder() / "steer.nft").read_text()
+            self._library.run(skeleton + "\n" + text)
+        else:
+            self._library.run(text)
+        self._objects, self._generation = new, generation
+
+    def elements(self, changes: Iterable[LearnedChange]) -> None:
+        """Change learned sets, several changes of one address as one. Raises KernelError; ENFILE: a set is full.
+        Transactions of 256 changes; those before the refused one stand."""
+        self.steps([element.steps(change) for change in element.collapse(changes)])
+
+    def steps(self, rows: Sequence[Sequence[element.Step]]) -> None:
+        """Each row is done in its order; keys of different rows are distinct. Raises KernelError."""
+        if self._objects is None or self.closed:
+            raise KernelError("nft elements", errno.ENOENT, "there is no table")
+        for start in range(0, len(rows), element.CHUNK):
+            datagram, self._sequence = element.batch(rows[start : start + element.CHUNK], self._sequence + 1)
+            self._send(datagram)
+
+    def _send(self, datagram: bytes) -> None:
+        fd = self._library.fd
+        try:
+            if os.write(fd, datagram) != len(datagram):
+                raise KernelError("nft elements", errno.EMSGSIZE)
+            self._acknowledged(fd)
+        except OSError as error:
+            raise KernelError("nft elements", error.errno or errno.EIO) from error
+        except ValueError as error:
+            raise KernelError("nft elements", errno.EBADMSG, str(error)) from error
+
+    def counters(self) -> dict[Verdict, tuple[int, int]]:
+        """Flows and bytes of their first packets by verdict. Raises KernelError."""
+        words = self._library.run(f"list counters table {TABLE}").split()
+        found = {words[i + 1]: i for i, word in enumerate(words) if word == "counter"}
+        out = {}
+        for verdict, name in CHAINS.items():
+            if name in found:
+                fields = words[found[name] :]
+                out[verdict] = int(fields[fields.index("packets") + 1]), int(fields[fields.index("bytes") + 1])
+        return out
+
+    @property
+    def closed(self) -> bool:
+        return self._library.fd < 0
+
+    def close(self) -> None:
+        """The table goes. Any number of times."""
+        self._library.close()
+        self._objects = None
+
+    def _remove_leftover(self) -> None:
+        # An ownerless table of this name can only be taken away by its plain name; one with an owner is refused.
+        try:
+            self._library.run(f"add table {TABLE}\ndelete table {TABLE}\n")
+        except KernelError as error:
+            raise KernelError("nft", errno.EBUSY, f"table {TABLE} belongs to another process: {error}") from None
+
+    def _acknowledged(self, fd: int) -> None:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(PATIENCE):
+            raise KernelError("nft elements", errno.ETIMEDOUT)
+        refused, acknowledged = 0, False
+        # All answers are queued by now; what is not read here would confuse the library.
+        while poll.poll(0):
+            for answer in answers(os.read(fd, RECEIVE)):
+                if answer.sequence == self._sequence and answer.errno == 0:
+                    acknowledged = True
+                refused = refused or answer.errno or 0
+        if refused or not acknowledged:
+            raise KernelError("nft elements", refused or errno.EPROTO)

@@ -1,0 +1,69 @@
+"""What sends flows to userspace while the gateway lives: the owned table, its one writer, and the reaper.
+
+``inet gateway`` belongs to this object's socket and vanishes with it, by ``close`` or by SIGKILL. The base table is not
+its business, nor are the ip rule and the route that the routing bit needs (``mark.ROUTE``, ``mark.TABLE``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.core.address import Address
+from gateway.core.errors import KernelError
+from gateway.kernel import conntrack
+from gateway.kernel.nft.element import Step
+from gateway.kernel.nft.writer import Writer
+from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
+from gateway.kernel.reaper import Reaper
+
+BACK = 300
+"""Seconds in which the next datagram of a UDP flow handed back to the kernel is direct; then its entry keeps it so."""
+
+
+class Steerer:
+    """Opens the writer and starts the reaper in the network namespace of the calling thread. Raises KernelError. Not
+    for use by several threads at once."""
+
+    def __init__(self) -> None:
+        self._writer = Writer()
+        self._applied = False
+        try:
+            self._reaper = Reaper()
+        except KernelError:
+            self._writer.close()
+            raise
+
+    def apply(self, steering: Steering, capture: Capture, changes: Sequence[LearnedChange] = ()) -> None:
+        """Make the table what is wanted, in one transaction; running flows keep their class, learned sets keep what
+        they hold but for ``changes``. Raises KernelError, and the table is then as it was (EBUSY: another gateway
+        steers here); ValueError on a bad interface name."""
+        if not self._applied:
+            conntrack.delete_userspace()
+        self._writer.apply(steering, capture, changes)
+        self._applied = True
+
+    def elements(self, changes: Sequence[LearnedChange]) -> None:
+        """Change learned sets now. Raises KernelError: ENFILE where a set is full."""
+        self._writer.elements(changes)
+
+    def hand_back(self, source: Address, destination: Address, timeout: int = BACK) -> None:
+        """Let the kernel carry a UDP flow that userspace holds: forget its entry, classify it direct from now on. The
+        caller then sends the datagrams it holds from a raw socket with ``mark.OWN`` and the client's source address.
+        Raises KernelError, and ValueError without two addresses of one family."""
+        one, other = source.ip, destination.ip
+        if one is None or other is None or one.version != other.version:
+            raise ValueError("hand_back needs two addresses of one family")
+        ports = (source.port.to_bytes(2, "big") + b"\0\0", destination.port.to_bytes(2, "big") + b"\0\0")
+        key = one.packed + ports[0] + other.packed + ports[1]
+        name = f"back{one.version}"
+        self._writer.steps([(Step(True, name, key, timeout), Step(False, name, key), Step(True, name, key, timeout))])
+        conntrack.delete_flow("udp", source, destination)
+
+    def counters(self) -> dict[Verdict, tuple[int, int]]:
+        """Flows, and bytes of their first packets, by verdict since the first ``apply``. Raises KernelError."""
+        return self._writer.counters()
+
+    def close(self) -> None:
+        """Take the table away, then what is left of userspace flows. Any number of times."""
+        self._writer.close()
+        self._reaper.close()
