@@ -41,7 +41,7 @@ class Entry:
     """One kept answer."""
 
     __slots__ = ("_age", "_head", "_offsets", "_tail", "_ttl", "addresses", "born", "expires", "limit", "name", "size",
-                 "split")  # fmt: skip
+                 "split", "told")  # fmt: skip
 
     def __init__(self, answer: bytes, split: int, name: str, ttl: int, now: float, limit: int, forever: bool) -> None:
         offsets = tuple(record.ttl_at - split for record in message.records(answer) if record.type != message.OPT)
@@ -51,6 +51,8 @@ class Entry:
         """Bytes that the asking client takes over UDP."""
         self.size = len(answer)
         self.addresses: tuple[IP, ...] = tuple(dict.fromkeys(ip for ip, _ in message.addresses(answer)))
+        self.told: tuple[IP | None, int] = (None, -1)
+        """Whom this answer was told last, and the TTL it had then: for the router."""
         self.born = now
         self.expires = float("inf") if forever else now + ttl
         self._offsets = offsets

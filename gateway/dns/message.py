@@ -18,6 +18,8 @@ HEADER = 12
 LARGEST = 65535
 PLAIN = 512
 """Bytes of a UDP answer to a client without EDNS (RFC 1035 section 4.2.1)."""
+LONGEST = 4096
+"""Bytes of a UDP answer at most: more pieces than that rarely all arrive (RFC 6891 section 6.2.5)."""
 
 A, CNAME, SOA, AAAA, OPT, SVCB, HTTPS = 1, 5, 6, 28, 41, 64, 65
 IN = 1
@@ -29,6 +31,7 @@ _COUNTS = struct.Struct("!HHHHHH")
 _PAIR = struct.Struct("!HH")
 _RECORD = struct.Struct("!HHIH")
 _NAME = 255
+_BETWEEN_TWO = frozenset({10, 11, 12})
 _HINTS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 """SvcParamKeys ipv4hint and ipv6hint."""
 
@@ -240,12 +243,31 @@ def _hints(data: bytes, offset: int, end: int) -> list[IP]:
 
 
 def payload_size(data: bytes) -> int:
-    """Bytes of the UDP answer that the sender of query ``data`` takes: its EDNS size, at least 512. Raises
-    PeerError."""
+    """Bytes of the UDP answer that the sender of query ``data`` takes: its EDNS size, 512 to 4096. Raises PeerError."""
     if data[10:12] == b"\0\0":
         return PLAIN
     sizes = [record.klass for record in records(data) if record.type == OPT]
-    return max(sizes[0], PLAIN) if sizes else PLAIN
+    return min(max(sizes[0], PLAIN), LONGEST) if sizes else PLAIN
+
+
+def plain(data: bytes) -> bytes:
+    """Query ``data`` without the EDNS options that are between two hosts alone: cookie, keep-alive, padding (RFC 7873,
+    7828, 7830). Unchanged where its last record is not such an EDNS record. Raises PeerError."""
+    if data[10:12] != b"\0\1":
+        return data
+    last = records(data)[-1]
+    if last.type != OPT or last.end != len(data):
+        return data
+    kept = bytearray()
+    offset = last.data_at
+    while offset + 4 <= last.end:
+        code, size = _PAIR.unpack_from(data, offset)
+        if code not in _BETWEEN_TWO:
+            kept += data[offset : offset + 4 + size]
+        offset += 4 + size
+    if offset != last.end:
+        raise PeerError("dns: EDNS option cut")
+    return data[: last.data_at - 2] + len(kept).to_bytes(2, "big") + kept
 
 
 def truncate(data: bytes, limit: int) -> bytes:

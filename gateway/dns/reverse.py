@@ -41,6 +41,11 @@ class Reverse:
         while len(self._last) > CLIENTS:
             self._last.popitem(last=False)
 
+    def told(self, name: str, client: IP | None, found: Iterable[IP]) -> bool:
+        """Whether ``name`` is what ``client`` was told last of each of ``found``."""
+        last = self._last
+        return all(last.get((ip, client)) == name for ip in found)
+
     def names(self, ip: IP, client: IP, now: float) -> tuple[str, ...]:
         """Names of ``ip`` that still hold: the one that ``client`` was told last, then the others, newest first."""
         names = self._names.get(ip)

@@ -89,16 +89,16 @@ class Router:
         if entry is None:
             return None
         if entry.addresses and self._reverse is not None:
-            self._teach(entry.name, flow, entry.addresses, entry.left(now), now)
+            told = (flow.source.ip, entry.left(now))
+            if entry.told != told or not self._reverse.told(entry.name, told[0], entry.addresses):
+                entry.told = told
+                self._teach(entry.name, flow, entry.addresses, told[1], now)
         answer = entry.answer(query, now)
         if entry.size > entry.limit and flow.network == "udp":
             return message.truncate(answer, entry.limit)
         return answer
 
     async def exchange(self, query: bytes, flow: Flow) -> bytes | None:
-        hit = self.hit(query, flow)
-        if hit is not None:
-            return hit
         try:
             word = message.flags(query)
             if word & message.QR:
@@ -107,8 +107,11 @@ class Router:
                 return message.reply(query, NOTIMP)
             asked = message.question(query)
             limit = message.payload_size(query)
+            query = message.plain(query)
         except PeerError:
             return message.reply(query, message.FORMERR) if len(query) >= message.HEADER else None
+        if (hit := self.hit(query, flow)) is not None:
+            return hit
         try:
             answer = fit(await self._resolve(query, asked, flow), query, asked)
             self._learn(asked, flow, answer)

@@ -90,6 +90,17 @@ def test_asks_once_and_counts_down():
     assert server.asked == ["a.example"]
 
 
+def test_cookies_stay_between_client_and_us():
+    server = Server(a_example=["192.0.2.1"])
+    made = router({"one": server})
+    for cookie in (b"12345678", b"abcdefgh"):
+        ask(made, "a.example", options=[dns.edns.GenericOption(10, cookie)])
+    assert server.asked == ["a.example"]
+    for _ in range(2):  # but a client's subnet is part of the question
+        ask(made, "a.example", options=[dns.edns.ECSOption("192.0.2.0", 24)])
+    assert len(server.asked) == 3
+
+
 def test_disable_cache():
     server = Server(a_example=["192.0.2.1"])
     made = router({"one": server}, disable_cache=True)
@@ -175,6 +186,12 @@ def test_learned_before_the_answer_is_out_and_on_hits():
         ("b.example", "192.0.2.7", [("192.0.2.1", 60)]),
     ]  # fmt: skip
     ip = ip_address("192.0.2.1")
+    ask(made, "b.example")
+    ask(made, "b.example")
+    assert len(sink.learned) == 4  # said already
+    ask(made, "a.example")
+    ask(made, "b.example")
+    assert len(sink.learned) == 6
     assert made.learned(ip, ip_address("192.0.2.7")) == ("b.example", "a.example")
     assert made.learned(ip, ip_address("192.0.2.8")) == ("a.example", "b.example")
     now[0] += 1000
