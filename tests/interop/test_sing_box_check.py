@@ -37,11 +37,18 @@ WRONG = {
     "prefix": {"outbounds": [DIRECT], "route": {"rules": [{"ip_cidr": "192.0.2.0/33", "outbound": "direct"}]}},
     "expression": {"outbounds": [DIRECT], "route": {"rules": [{"domain_regex": "(", "outbound": "direct"}]}},
     "detour": {"outbounds": [DIRECT | {"detour": "none"}]},
+    "dns-type": {"dns": {"servers": [{"type": "upd", "server": "192.0.2.1"}]}},
+    "dns-field": {"dns": {"servers": [{"type": "udp", "server": "192.0.2.1", "port": 53}]}},
+    "dns-strategy": {"dns": {"strategy": "ipv4"}},
+    "dns-rule": {"dns": {"rules": [{"query_type": "NONSENSE", "action": "reject"}]}},
+    "dns-action": {"dns": {"rules": [{"domain": "a.example", "action": "rejct"}]}},
+    "duration": {"inbounds": [MIXED | {"udp_timeout": "5 minutes"}]},
     "syntax": '{"log": {"level": "info"}',
     "empty-list-entry": '{"outbounds": [,]}',
 }
 LATER = {
     "rule-set": {"outbounds": [DIRECT], "route": {"rules": [{"rule_set": "none", "outbound": "direct"}]}},
+    "dns-final": {"dns": {"servers": [{"type": "local", "tag": "a"}], "final": "b"}},
     "final": {"outbounds": [DIRECT], "route": {"final": "none"}},
     "selector-member": {"outbounds": [DIRECT, {"type": "selector", "tag": "s", "outbounds": ["none"]}]},
 }
@@ -65,6 +72,60 @@ def check(file: Path) -> tuple[tuple[bool, str], tuple[bool, str]]:
     assert ours.returncode in (0, 1), ours.stderr
     assert "Traceback" not in ours.stderr
     return (theirs.returncode == 0, theirs.stderr), (ours.returncode == 0, ours.stderr)
+
+
+RIGHT = {
+    "nothing": "{}",
+    "comments": '{"log": {"level": "info",}, // one\n # two\n "outbounds": [/* three */ {"type": "direct"},],}',
+    "dns": json.dumps(
+        {
+            "dns": {
+                "servers": [{"type": "local", "tag": "host"}, {"type": "udp", "tag": "near", "server": "192.0.2.1"}],
+                "rules": [
+                    {"query_type": ["HTTPS", 64], "action": "reject"},
+                    {"domain_suffix": ".example", "server": "near", "rewrite_ttl": 60},
+                ],
+                "final": "host",
+                "strategy": "prefer_ipv4",
+            },
+            "route": {"rules": [{"protocol": "dns", "action": "hijack-dns"}], "default_domain_resolver": "host"},
+        }
+    ),
+    "rules": json.dumps(
+        {
+            "outbounds": [DIRECT, {"type": "selector", "tag": "pick", "outbounds": ["direct"]}],
+            "route": {
+                "rule_set": [
+                    {"type": "inline", "tag": "lan", "rules": [{"ip_cidr": ["192.0.2.0/24", "2001:db8::/32"]}]}
+                ],
+                "rules": [
+                    {"type": "logical", "mode": "or", "rules": [{"port": 1}, {"rule_set": "lan"}], "outbound": "pick"},
+                    {
+                        "port_range": ["1:9", ":3"],
+                        "network": "udp",
+                        "invert": True,
+                        "action": "reject",
+                        "method": "drop",
+                    },
+                    {"process_name": "curl", "user": "nobody", "user_id": 0, "outbound": "direct"},
+                    {"action": "sniff", "sniffer": ["tls", "quic"], "timeout": "1s"},
+                    {"action": "resolve", "strategy": "ipv4_only"},
+                    {"domain_regex": "^a+$", "domain_keyword": "x", "action": "route-options", "udp_timeout": "1m"},
+                ],
+                "final": "direct",
+            },
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_both_take(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(RIGHT[name])
+    theirs, ours = check(file)
+    assert theirs[0], theirs[1]
+    assert ours[0], ours[1]
 
 
 @pytest.mark.parametrize("file", PURE, ids=lambda file: file.name)
