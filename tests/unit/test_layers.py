@@ -16,6 +16,7 @@ ROWS = [
     {"options"},
     {"catalog", "host"},
     {"plane"},
+    {"steering"},
     {"box"},
     {"lab"},
     {"cli"},
@@ -26,6 +27,7 @@ FORBIDDEN = {("kernel", "config"), ("core", "config")}
 # Siblings of protocol/ that share a codec: mixed is socks and http on one port.
 SIBLINGS = {("mixed", "socks"), ("mixed", "http")}
 # dns shares the matcher with route, nothing else.
+DNS_FROM_ROUTE = {"match", "item", "ruleset", "options"}
 PURE_NAMES = {"codec", "plan", "diff", "render", "engine", "match", "machine", "compile"}
 PURE_FOLDERS = {"route/item", "route/sniff"}
 IMPURE = {"asyncio", "socket", "os", "time", "random", "subprocess", "select"}
@@ -69,6 +71,8 @@ def test_arrows_point_down() -> None:
                     if pair[0] != pair[1] and pair not in SIBLINGS:
                         wrong.append(f"{relative}:{line}: protocol {pair[0]} imports its sibling {pair[1]}")
                 continue
+            if (mine, theirs) == ("dns", "route") and parts[2] not in DNS_FROM_ROUTE:
+                wrong.append(f"{relative}:{line}: dns takes only the matcher from route ({name})")
             if LEVEL[theirs] >= LEVEL[mine] or (mine, theirs) in FORBIDDEN:
                 wrong.append(f"{relative}:{line}: {mine} may not import {theirs} ({name})")
     assert not wrong, "\n".join(wrong)
