@@ -48,7 +48,7 @@ remote-control:
 @contextlib.contextmanager
 def dnsmasq(port):
     with program(
-        peers.path("dnsmasq"), "--keep-in-foreground", f"--port={port}", "--listen-address=127.0.0.1",
+        peers.path("dnsmasq"), "--keep-in-foreground", f"--port={port}", "--listen-address=127.0.0.1,::1",
         "--bind-interfaces", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--pid-file", "--user=root",
         "--local=/test/", "--host-record=a.test,192.0.2.1,2001:db8::1,60", "--txt-record=big.test," + ",".join(TEXT),
         "--local-ttl=60", ready=port,
@@ -137,6 +137,28 @@ def test_server(name, kind):
     port = free_port()
     with PEERS[name](port):
         run([{"type": kind, "tag": "up", "server": "127.0.0.1", "server_port": port}], body)
+
+
+@pytest.mark.peer("dnsmasq")
+@pytest.mark.peer("dig")
+def test_servers_over_ipv6_and_by_name():
+    async def body(ours):
+        assert (await ours.dig("a.test"))[2][0][4] == "192.0.2.1"
+        assert (await ours.dig("a.test", "AAAA"))[2][0][4] == "2001:db8::1"
+        assert (await ours.dig("big.test", "TXT"))[2]
+
+    port = free_port()
+    rules = [{"query_type": "AAAA", "server": "tcp"}, {"domain": "ns.test", "server": "names"}]
+    with dnsmasq(port):
+        run(
+            [
+                {"type": "udp", "tag": "udp", "server": "::1", "server_port": port},
+                {"type": "tcp", "tag": "tcp", "server": "ns.test", "server_port": port, "domain_resolver": "names"},
+                {"type": "hosts", "tag": "names", "predefined": {"ns.test": "::1"}},
+            ],
+            body,
+            rules=rules,
+        )
 
 
 @pytest.mark.peer("dnsmasq")
