@@ -177,9 +177,8 @@ class Net:
             sock.send(b"?")
             return sock.recv(200).decode()
 
-    def nft(self, *words: str, check: bool = True) -> str:
-        result = self.gateway.run(["nft", *words], check=check)
-        return result.out
+    def nft(self, *words: str, stdin: bytes | None = None) -> str:
+        return self.gateway.run(["nft", *words], check=True, stdin=stdin).out
 
 
 def until(work: Callable[[], T], seconds: float = 20) -> T:
@@ -199,7 +198,9 @@ def net() -> Iterator[Net]:
         for family in ("-4", "-6"):
             net.gateway.run(["ip", family, "rule", "add", "fwmark", "0x01000000/0x01000000", "lookup", "2380",
                              "priority", "9000"], check=True)  # fmt: skip
-            net.gateway.run(["ip", family, "route", "add", "local", "default", "dev", "lo", "table", "2380"], check=True)
+            net.gateway.run(
+                ["ip", family, "route", "add", "local", "default", "dev", "lo", "table", "2380"], check=True
+            )
         server = Server(net.server)
         try:
             yield net

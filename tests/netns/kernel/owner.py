@@ -56,7 +56,9 @@ def listen(port: int) -> None:
             sock.bind(("", port))
             if kind == socket.SOCK_STREAM:
                 sock.listen(16)
-            threading.Thread(target=stream if kind == socket.SOCK_STREAM else datagrams, args=(sock,), daemon=True).start()
+            threading.Thread(
+                target=stream if kind == socket.SOCK_STREAM else datagrams, args=(sock,), daemon=True
+            ).start()
 
 
 def transparent(sock: socket.socket) -> None:
