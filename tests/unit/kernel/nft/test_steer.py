@@ -1,0 +1,136 @@
+"""The owned table as text: the skeleton agrees with mark.py, content follows the plan, a reload is a difference."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from gateway.kernel import mark
+from gateway.kernel.nft.diff import transaction
+from gateway.kernel.nft.steer_render import Objects, interval_name, learned_commands, objects
+from gateway.kernel.plan import (
+    Capture,
+    LearnedChange,
+    PortRow,
+    Profile,
+    SourceClass,
+    SourceSpan,
+    Span,
+    Steering,
+    Verdict,
+)
+
+SKELETON = (Path(__file__).resolve().parents[4] / "nft/steer.nft").read_text()
+CAPTURE = Capture(("br0",), 7893)
+TEN = Span(int(ip_address("192.0.2.0")), int(ip_address("192.0.2.255")), Verdict.USER)
+SIX = Span(int(ip_address("2001:db8::")), int(ip_address("2001:db8::")), Verdict.REJECT)
+ALL = tuple(PortRow(network, 0, 65535, 0) for network in ("tcp", "udp"))
+
+
+def profile(*spans4, spans6=(), default=Verdict.DIRECT, learned=False):
+    return Profile(spans4, spans6, default, default, learned)
+
+
+def steering(*profiles, rows=ALL, **changes):
+    fields = {"forwarded4": (), "forwarded6": (), "forwarded": 0, "local": (), "unknown": 0}
+    return Steering(profiles, (SourceClass(rows),), **(fields | changes))
+
+
+def test_defines_are_those_of_mark():
+    defines = {name: int(value, 16) for name, value in re.findall(r"^define (\w+) = (0x\w+)", SKELETON, re.M)}
+    assert defines.pop("KEEP") == 0xFFFFFFFF ^ mark.CLASS
+    assert defines == {name: getattr(mark, name) for name in defines}
+
+
+def test_a_class_of_one_profile_needs_no_port_map():
+    found = objects(steering(profile()), CAPTURE, 1)
+    assert found.chains["g1_class_0"] == ("goto g1_profile_0",)
+    assert found.chains["g1_profile_0"] == ("meta nfproto ipv4 goto to_direct", "meta nfproto ipv6 goto to_direct")
+
+
+def test_ports_sources_and_socket_classes():
+    rows = (PortRow("tcp", 80, 80, 0), PortRow("udp", 1, 9, 1))
+    plan = steering(
+        profile(), profile(), rows=rows, forwarded4=(SourceSpan(TEN.first, TEN.last, 0),), local=((3, 0), (0, 0))
+    )
+    found = objects(plan, CAPTURE, 7)
+    assert found.chains["g7_class_0"] == (
+        "meta l4proto . th dport vmap { tcp . 80 : goto g7_profile_0, udp . 1-9 : goto g7_profile_1 }",
+    )
+    assert found.fixed["forwarded"][0] == "ip saddr vmap { 192.0.2.0-192.0.2.255 : goto g7_class_0 }"
+    assert "0x18000000 : goto g7_class_0" in found.fixed["local"][0]
+
+
+def test_local_flows_may_be_left_alone():
+    assert objects(steering(profile()), Capture(("br0",), 1, local=False), 1).fixed["local"] == ()
+
+
+def test_equal_intervals_are_one_map():
+    found = objects(steering(profile(TEN), profile(TEN, default=Verdict.SNIFF)), CAPTURE, 1)
+    assert list(found.intervals) == [interval_name(4, (TEN,))]
+    assert interval_name(4, (TEN,)) != interval_name(4, (TEN._replace(verdict=Verdict.SNIFF),))
+
+
+@pytest.mark.parametrize(
+    ("plan", "error"),
+    [
+        (steering(profile(), rows=(PortRow("tcp", 0, 1, 4),)), IndexError),
+        (steering(profile(), forwarded=2), IndexError),
+    ],
+)
+def test_a_plan_that_names_what_is_not_there_is_refused(plan, error):
+    with pytest.raises(error):
+        objects(plan, CAPTURE, 1)
+
+
+def test_an_interface_name_cannot_end_its_quotes():
+    with pytest.raises(ValueError, match="interface name"):
+        objects(steering(profile()), Capture(('a"; flush ruleset',), 1), 1)
+
+
+def test_a_reload_keeps_maps_of_the_same_content_and_learned_sets():
+    old = objects(steering(profile(TEN, spans6=(SIX,), learned=True)), CAPTURE, 1)
+    new = objects(steering(profile(TEN, default=Verdict.USER, learned=True)), CAPTURE, 2)
+    text = transaction(old, new)
+    kept, gone = interval_name(4, (TEN,)), interval_name(6, (SIX,))
+    assert f"map inet gateway {kept}" not in text
+    assert "set inet gateway learned" not in text
+    assert f"delete map inet gateway {gone}" in text
+    assert "delete chain inet gateway g1_profile_0" in text
+    assert "flush chain inet gateway deliver" not in text
+    assert "table" not in text
+
+
+def test_a_profile_that_is_gone_takes_its_learned_sets():
+    old = objects(steering(profile(learned=True)), CAPTURE, 1)
+    text = transaction(old, objects(steering(profile()), CAPTURE, 2))
+    assert text.count("delete set inet gateway learned4_0_") == 5
+    # Rules that look into them go first.
+    assert text.index("flush chain inet gateway g1_profile_0") < text.index("delete set")
+
+
+def test_interfaces_are_added_and_taken_away():
+    plan = steering(profile())
+    text = transaction(objects(plan, CAPTURE, 1), objects(plan, Capture(("br1",), 7893, 53), 2))
+    assert 'delete element inet gateway lans { "br0" }' in text
+    assert 'add element inet gateway lans { "br1" }' in text
+    assert "add element inet gateway captured { 53 }" in text
+
+
+def test_many_intervals_are_split_into_commands():
+    spans = tuple(Span(n * 4, n * 4 + 1, Verdict.USER) for n in range(2500))
+    text = transaction(Objects(), objects(steering(profile(*spans)), CAPTURE, 1))
+    assert text.count("add element inet gateway ip4_") == 3
+
+
+def test_learned_changes_as_text():
+    change = LearnedChange(2, 4, TEN.first, Verdict.USER, Verdict.SNIFF, 60)
+    assert list(learned_commands(change)) == [
+        "add element inet gateway learned4_2_user { 192.0.2.0 timeout 60s }",
+        "delete element inet gateway learned4_2_user { 192.0.2.0 }",
+        "add element inet gateway learned4_2_sniff { 192.0.2.0 timeout 60s }",
+    ]
+    assert list(learned_commands(change._replace(old=None, new=None))) == []
