@@ -17,6 +17,7 @@ from gateway.host import Host
 from gateway.kernel import mark
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
+from gateway.steering import Kernel
 
 RUN = Path("/run/gateway")
 STATE = Path("/var/lib/gateway")
@@ -34,6 +35,7 @@ class Box:
         self.host = None if options is None else Host(options, run, state)
         leases = NoLeases() if self.host is None else self.host.uplinks
         self.plane = Plane(config, leases, 0 if self.host is None else mark.OWN)
+        self.kernel = None if self.host is None or options is None else Kernel(options, config, self.host, self.plane)
 
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
@@ -41,6 +43,8 @@ class Box:
         if self.host is not None:
             await self.host.start()
         await self.plane.start()
+        if self.kernel is not None:
+            await self.kernel.start()
 
     async def reload(self, config: Config) -> None:
         """Apply what differs. Raises ConfigError or KernelError; what stood before goes on."""
@@ -57,6 +61,8 @@ class Box:
 
     async def stop(self) -> None:
         """End our part; the plain router stands."""
+        if self.kernel is not None:
+            await self.kernel.stop()
         await self.plane.stop()
         if self.host is not None:
             await self.host.stop()
@@ -67,7 +73,8 @@ class Box:
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""
         host = {} if self.host is None else self.host.status()
-        return {"uptime": round(time.time() - self.started, 1), **self.plane.status(), **host}
+        kernel = {} if self.kernel is None else self.kernel.status()
+        return {"uptime": round(time.time() - self.started, 1), **self.plane.status(), **host, **kernel}
 
 
 def userspace(config: Config) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from gateway import catalog
@@ -50,6 +50,9 @@ class Outbounds:
     def __contains__(self, tag: object) -> bool:
         return tag in self._all
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
     def leaf(self, tag: str) -> Outbound:
         found = self._all[tag]
         while now := getattr(found, "now", ""):
@@ -86,7 +89,7 @@ class Plane:
         route: RouteConfig = config.route or RouteConfig()
         self.edge = Edge(asyncio.get_running_loop())
         unset = cast(Any, None)
-        wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark, route)
+        wiring = self.wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark, route)
         self.outbounds = Outbounds(config.outbounds, route.final, wiring)
         self.owners: SocketOwners = SocketOwners()
         sets = load_all(route, config.directory)

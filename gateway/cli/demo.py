@@ -18,6 +18,8 @@ from gateway.lab.stage import CheckError, LabError, Stage
 SABOTAGES = {
     "no-gateway": "the gateway is not started",
     "open-wan": "the firewall is left out",
+    "all-direct": "no rule is left",
+    "no-dns-capture": "the LAN's name queries pass",
 }
 
 
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     begun = time.monotonic()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 32)
     say(f"a home network, drawn with seed {seed}")
-    report = play(Stage(programs(proxy=False), seed, arguments.sabotage))
+    report = play(Stage(programs(), seed, arguments.sabotage))
     report = {
         "ok": all(check["ok"] for check in report["checks"]),
         "seconds": round(time.monotonic() - begun, 1),
@@ -62,7 +64,7 @@ def play(stage: Stage) -> dict[str, Any]:
     with stage.lab:
         try:
             stage.plug()
-            before = stage.snapshot()
+            before = stage.settled()
             stage.unplug()
             stage.start()
             for name, check in CHECKS.items():

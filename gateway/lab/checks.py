@@ -59,31 +59,75 @@ def direct_by_ip(stage: Stage) -> str:
     )
 
 
-def direct_by_domain(stage: Stage) -> str:
+def direct_through_dns(stage: Stage) -> str:
     site = stage.home.sites[1]
     seen = stage.fetch("lan2", f"http://{site.names[0]}/", "-4")
     kernel_only(stage, stage.home.lan2.ipv4, site.ipv4, seen)
     return f"{site.names[0]} through the router's DNS, then {site.host} saw {seen['client'][0]}"
 
 
-def direct_udp(stage: Stage) -> str:
+def direct_quic(stage: Stage) -> str:
+    """UDP that an address rule sends directly: over IPv4 masqueraded, over IPv6 with the LAN host's own address."""
+    site = stage.home.sites[1]
+    for address, ours in ((site.ipv4, [stage.wan4]), (site.ipv6, addresses6(stage, "lan1"))):
+        seen = http3(stage, "lan1", site.names[0], address)
+        expect(seen["client"][0] in ours, f"{address} saw {seen['client'][0]}, not {ours}")
+    return f"HTTP/3 to {site.names[0]} over IPv4 and IPv6"
+
+
+def proxied_by_domain(stage: Stage) -> str:
     site = stage.home.sites[2]
-    for address, ours in ((site.ipv4, [stage.wan4]), (site.ipv6, addresses6(stage, "lan2"))):
+    seen = stage.fetch("lan1", f"http://{site.names[0]}/", "-4")
+    expect(seen["client"][0] in proxies(stage), f"{site.host} saw {seen['client'][0]}, not the proxy")
+    ca = stage.lab.shared / "ca.pem"
+    again = stage.fetch("lan2", f"https://{site.names[0]}/", "-4", "--cacert", str(ca))
+    expect(again["client"][0] in proxies(stage), f"{site.host} saw {again['client'][0]} by HTTPS, not the proxy")
+    return f"{site.names[0]}, told by Host and by SNI: {site.host} saw the proxy, {seen['client'][0]}"
+
+
+def ipv6_proxied(stage: Stage) -> str:
+    site = stage.home.sites[2]
+    seen = stage.fetch("lan1", f"http://{site.names[0]}/", "-6")
+    expect(seen["client"][0] in proxies(stage), f"{site.host} saw {seen['client'][0]}, not the proxy")
+    return f"asked over IPv6, {site.host} saw the proxy, {seen['client'][0]}"
+
+
+def quic_sniffed(stage: Stage) -> str:
+    site = stage.home.sites[3]
+    seen = http3(stage, "lan1", site.names[0], site.ipv4)
+    expect(seen["client"][0] in proxies(stage), f"{site.host} saw {seen['client'][0]}, not the proxy")
+    return f"HTTP/3 to {site.names[0]}, known from its first packets: {site.host} saw the proxy"
+
+
+def proxied_udp(stage: Stage) -> str:
+    site = stage.home.sites[3]
+    for address in (site.ipv4, site.ipv6):
         answer = udp(stage, "lan2", address)
         if answer is None:
             raise CheckError(f"no echo from {address}")
-        expect(answer["client"][0] in ours, f"{address} saw {answer['client'][0]}, not {ours}")
-    return f"echo from {site.host} over IPv4 and IPv6"
+        expect(answer["client"][0] in proxies(stage), f"{address} saw {answer['client'][0]}, not the proxy")
+    return f"UDP echo over IPv4 and IPv6: {site.host} saw the proxy"
 
 
-def direct_quic(stage: Stage) -> str:
-    site = stage.home.sites[3]
-    ca = stage.lab.shared / "ca.pem"
-    words = ["python3", "-m", "gateway.lab.client.http3", f"https://{site.names[0]}/", "--connect", site.ipv4]
-    result = stage.lab.host("lan1").run([*python(words), "--ca", str(ca)])
-    expect(result.ok, f"HTTP/3: {result.err.strip()[-200:]}")
-    expect(result.json()["client"][0] == stage.wan4, f"{site.host} saw {result.json()['client'][0]}")
-    return f"HTTP/3 to {site.names[0]}: {site.host} saw {stage.wan4}"
+def blocked(stage: Stage) -> str:
+    site = stage.home.sites[4]
+    for address in (site.ipv4, f"[{site.ipv6}]"):
+        begun = time.monotonic()
+        result = stage.lab.host("lan1").run(["curl", "-s", "-m", "5", f"http://{address}/"])
+        expect(result.code == 7, f"curl {address}: exit {result.code}, wanted 7 (refused)")
+        expect(time.monotonic() - begun < 4, f"{address}: refused only after {time.monotonic() - begun:.1f} s")
+    expect(not stage.lab.seen(site.host, "http"), f"{site.host} was reached")
+    return f"{site.ipv4} and {site.ipv6} refuse at once, {site.host} saw nothing"
+
+
+def dns_intercepted(stage: Stage) -> str:
+    """A hard-coded resolver that does not exist: somebody on the way answers, and it is us."""
+    site, absent = stage.home.sites[1], stage.home.sites[0].ipv4
+    for flag in ("+notcp", "+tcp"):
+        words = ["dig", "+short", "+time=3", "+tries=2", flag, f"@{absent}", site.names[0], "A"]
+        answer = stage.lab.host("lan2").run(words).out.strip()
+        expect(answer == site.ipv4, f"{flag}: {answer or 'nothing'}, wanted {site.ipv4}")
+    return f"asked {absent}, which serves no names: {site.ipv4} came back by UDP and by TCP"
 
 
 def ipv6_direct(stage: Stage) -> str:
@@ -172,7 +216,7 @@ def kill9_fails_open(stage: Stage) -> str:
     for server in (stage.home.router_lan4, stage.home.resolver.ipv4):
         answer = stage.lab.host("lan2").run(["dig", "+short", "+time=2", "+tries=2", f"@{server}", site.names[0], "A"])
         expect(answer.out.strip() == site.ipv4, f"{server} says {answer.out.strip() or 'nothing'}")
-    expect(udp(stage, "lan2", site.ipv4) is not None, "no UDP")
+    expect(udp(stage, "lan2", stage.home.sites[3].ipv4) is not None, "no UDP")
     with opened(stage, "lan1", site.ipv4, 22, socket.AF_INET) as sock:
         sock.recv(200)
         stage.start()
@@ -194,7 +238,7 @@ def clean_stop(stage: Stage, before: dict[str, str]) -> str:
     undone = stage.command("down")
     expect(undone.ok, f"down: {undone.err.strip()}")
     after = stage.snapshot()
-    differing = [name for name in before if before[name] != after[name]]
+    differing = [name for name in before if sorted(before[name].splitlines()) != sorted(after[name].splitlines())]
     lines = [
         f"{name}: {line}"
         for name in differing
@@ -210,9 +254,14 @@ CHECKS: dict[str, Check] = {
     "late-uplink": late_uplink,
     "lease": lease,
     "direct-by-ip": direct_by_ip,
-    "direct-by-domain": direct_by_domain,
-    "direct-udp": direct_udp,
+    "direct-through-dns": direct_through_dns,
     "direct-quic": direct_quic,
+    "proxied-by-domain": proxied_by_domain,
+    "proxied-udp": proxied_udp,
+    "quic-sniffed": quic_sniffed,
+    "blocked": blocked,
+    "dns-intercepted": dns_intercepted,
+    "ipv6-proxied": ipv6_proxied,
     "ipv6-direct": ipv6_direct,
     "port-forward-kept": port_forward_kept,
     "own-ssh-kept": own_ssh_kept,
@@ -221,6 +270,19 @@ CHECKS: dict[str, Check] = {
     "renew": renew,
     "kill9-fails-open": kill9_fails_open,
 }
+
+
+def proxies(stage: Stage) -> tuple[str, str]:
+    return stage.home.vps.ipv4, stage.home.vps.ipv6
+
+
+def http3(stage: Stage, host: str, name: str, address: str) -> dict[str, Any]:
+    """What the site saw of one HTTP/3 request to ``name`` at ``address``."""
+    words = ["python3", "-m", "gateway.lab.client.http3", f"https://{name}/", "--connect", address]
+    result = stage.lab.host(host).run([*python(words), "--ca", str(stage.lab.shared / "ca.pem")])
+    expect(result.ok, f"HTTP/3 to {address}: {result.err.strip()[-200:]}")
+    found: dict[str, Any] = result.json()
+    return found
 
 
 def wan_addresses(stage: Stage) -> str:

@@ -255,7 +255,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _set(values: dict[str, str]) -> None:
     for name, value in values.items():
-        Path("/proc/sys/net", name).write_text(value)
+        path = Path("/proc/sys/net", name)
+        if path.exists() or not name.startswith("bridge/"):  # absent where br_netfilter is
+            path.write_text(value)
 
 
 def attach(name: str, topology: Topology) -> Lab:

@@ -74,21 +74,39 @@ class Stage:
         lan["address"] = [f"{drawn.router_lan4}/24", f"{drawn.router_lan6}/64"]
         lan["dhcp_server"]["range"] = [f"{net}.100", f"{net}.199"]
         gateway["forwards"][0]["to"] = drawn.lan1.ipv4
+        gateway["kernel"] = {"cgroup": str(self.lab.host("router").group)}
+        if self.sabotage == "no-dns-capture":
+            gateway["capture_dns"] = False
         if self.sabotage == "open-wan":
             gateway["firewall"] = False
         return {**value, "gateway": {**gateway, **self.changes}}
 
-    def write(self) -> Path:
-        path = self.lab.folder / "gateway.json"
-        path.write_text(json.dumps(self.configuration(), indent=1))
-        return path
+    def rules(self) -> dict[str, Any]:
+        """``examples/home.json`` with this run's sites: 1 and 2 direct by address, 3 and 4 proxied by name, UDP echo
+        proxied, 5 rejected."""
+        value: dict[str, Any] = parse((EXAMPLES / "home.json").read_text(), "home.json")
+        drawn, (direct, rejected, _, _, far) = self.home, value["route"]["rules"]
+        value["dns"]["servers"][0]["server"] = drawn.resolver.ipv4
+        value["outbounds"][1] |= {"server": drawn.vps.ipv4, "password": drawn.shadowsocks_password}
+        direct["ip_cidr"] = [ip for site in drawn.sites[:2] for ip in (site.ipv4, site.ipv6)]
+        rejected["ip_cidr"] = [drawn.sites[4].ipv4, drawn.sites[4].ipv6]
+        far["domain"] = [drawn.sites[2].names[0], drawn.sites[3].names[0]]
+        if self.sabotage == "all-direct":
+            value["route"]["rules"] = []
+        return value
+
+    def write(self) -> list[Path]:
+        paths = [self.lab.folder / "home.json", self.lab.folder / "gateway.json"]
+        for path, value in zip(paths, (self.rules(), self.configuration()), strict=True):
+            path.write_text(json.dumps(value, indent=1))
+        return paths
 
     def start(self) -> None:
         """Start the gateway and wait until it answers."""
-        path = self.write()
+        files = [word for path in self.write() for word in ("-c", str(path))]
         if self.sabotage == "no-gateway":
             return
-        command = [sys.executable, "-m", "gateway", "run", "-c", str(path), "--instance", self.instance]
+        command = [sys.executable, "-m", "gateway", "run", *files, "--instance", self.instance]
         self.gateway = self.lab.host("router").popen(command)
         poll(self.answers, "the gateway does not answer on its control socket")
 
@@ -134,6 +152,19 @@ class Stage:
         """Connections that the router tracks, a line each."""
         out = self.lab.host("router").run(["conntrack", "-L", *filters]).out
         return [line for line in out.splitlines() if "src=" in line]
+
+    def settled(self) -> dict[str, str]:
+        """The snapshot once two in a row are equal: links that were just made take a moment to come up."""
+        last = self.snapshot()
+
+        def same() -> bool:
+            nonlocal last
+            time.sleep(0.5)
+            last, before = self.snapshot(), last
+            return last == before
+
+        poll(same, "the router's network does not settle")
+        return last
 
     def snapshot(self) -> dict[str, str]:
         """All of the router's network that the gateway could have changed, as text."""

@@ -137,6 +137,8 @@ def topology(
         Host(
             "router",
             bridges=(Bridge("lan", ("to-lan1", "to-lan2")),),
+            # As on a machine without br_netfilter: else tproxy would see the LAN's packets inside the bridge.
+            sysctls={"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-ip6tables": "0"},
             # Until the gateway runs, a router has no resolver but its own.
             nameservers=("127.0.0.1",),
         ),

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-EVERY = {
-    "late-uplink", "lease", "direct-by-ip", "direct-by-domain", "direct-udp", "direct-quic", "ipv6-direct",
+PROXIED = {"proxied-by-domain", "proxied-udp", "quic-sniffed", "blocked", "ipv6-proxied"}
+EVERY = PROXIED | {
+    "late-uplink", "lease", "direct-by-ip", "direct-through-dns", "direct-quic", "dns-intercepted", "ipv6-direct",
     "port-forward-kept", "own-ssh-kept", "wan-closed", "reload-keeps-flows", "renew", "kill9-fails-open", "clean-stop",
 }  # fmt: skip
 
@@ -40,6 +41,14 @@ def test_everything_holds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sabotage", "breaks"), [("no-gateway", EVERY), ("open-wan", {"wan-closed"})])
+@pytest.mark.parametrize(
+    ("sabotage", "breaks"),
+    [
+        ("no-gateway", EVERY),
+        ("open-wan", {"wan-closed"}),
+        ("all-direct", PROXIED),
+        ("no-dns-capture", {"dns-intercepted"}),
+    ],
+)
 def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:
     assert set(broken(demo("--sabotage", sabotage))) == breaks
