@@ -18,8 +18,8 @@ from gateway.core.errors import ConfigError
 from gateway.core.flow import Flow
 from gateway.dns.message import AAAA, HTTPS, A, Question
 from gateway.route.item.table import ITEMS
+from gateway.route.match import Logical, Sets, Subject, items, matches, point, set_tags
 from gateway.route.match import Rule as Match
-from gateway.route.match import Sets, Subject, items, matches, point, set_tags
 from gateway.route.options import parse_match
 
 ADDRESS_KEYS = frozenset({"ip_cidr", "ip_is_private"})
@@ -116,11 +116,9 @@ class Rules:
         self.final = final
         self.strategy: Strategy = strategy
         self.sets: Sets = sets or {}
-        self._filters = tuple(_has(rule.match, self.sets, ADDRESS_KEYS) for rule in self.rules)
-        known = QUESTION_KEYS
-        self.by_client = any(_asks_more(rule.match, self.sets, known) for rule in self.rules)
+        self._filters = tuple(_limits(rule.match, self.sets) for rule in self.rules)
+        self.by_client = any(_asks_more(rule.match, self.sets) for rule in self.rules)
         """Whether who asks can change the answer; then an answer may not be shared between plans."""
-        self.filtering = any(self._filters)
 
     def subject(self, question: Question, flow: Flow | None) -> Subject:
         """What rules ask about. The address a client asked at is no destination."""
@@ -196,16 +194,21 @@ def _keys(match: Match, sets: Sets) -> set[str]:
     return found
 
 
-def _has(match: Match, sets: Sets, keys: frozenset[str]) -> bool:
-    return bool(_keys(match, sets) & keys)
+def _limits(match: Match, sets: Sets) -> bool:
+    """Whether the answer's addresses can decide; a rule set that is held against the client asks nothing of them."""
+    if isinstance(match, Logical):
+        return any(_limits(child, sets) for child in match.rules)
+    if any(item.key in ADDRESS_KEYS for item in match.items):
+        return True
+    return not match.match_source and any(_limits(rule, sets) for tag in match.rule_set for rule in sets[tag])
 
 
-def _asks_more(match: Match, sets: Sets, keys: frozenset[str]) -> bool:
-    return bool(_keys(match, sets) - keys) or _source_sets(match)
+def _asks_more(match: Match, sets: Sets) -> bool:
+    return bool(_keys(match, sets) - QUESTION_KEYS) or _source_sets(match)
 
 
 def _source_sets(match: Match) -> bool:
     """Whether a rule set's addresses are held against the client (``rule_set_ip_cidr_match_source``)."""
-    if hasattr(match, "rules"):
+    if isinstance(match, Logical):
         return any(_source_sets(child) for child in match.rules)
     return match.match_source

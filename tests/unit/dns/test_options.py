@@ -10,6 +10,7 @@ from gateway.core.flow import Flow
 from gateway.dns.message import Question
 from gateway.dns.options import decode_section
 from gateway.dns.rule import Reject, Rules, accepts
+from gateway.route.options import parse_headless
 
 SERVERS = [{"type": "udp", "tag": "one", "server": "192.0.2.1"}, {"type": "local"}]
 CLIENT = Flow("udp", "lan", "dns", Address.of("192.0.2.7", 4000), Address.of("192.0.2.1", 53))
@@ -91,3 +92,14 @@ def test_address_rules_judge_the_answer():
     assert not accepts(first, subject, [])
     assert accepts(last, subject, [])
     assert plan(made, "a.example", 16) == ["one"]
+
+
+def test_address_rules_in_rule_sets():
+    inside = {"geo": (parse_headless({"ip_cidr": "192.0.2.0/24"}, ""),)}
+    made = rules({"rule_set": "geo", "server": "1"}, sets=inside)
+    assert plan(made, "a.example") == ["1", "one"]
+    assert not made.by_client
+    made = rules({"rule_set": "geo", "rule_set_ip_cidr_match_source": True, "server": "1"}, sets=inside)
+    assert plan(made, "a.example") == ["1"]
+    assert plan(made, "a.example", 16) == ["1"]
+    assert made.by_client
