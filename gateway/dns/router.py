@@ -73,6 +73,13 @@ class Router:
         self._sink = sink
         self._clock = clock
 
+    def teach(self, sink: LearnedSink | None) -> None:
+        """From now on ``sink`` hears of addresses; None ends it (steering stopped)."""
+        self._sink = sink
+        if sink is not None and self._reverse is None:
+            self._reverse = Reverse()
+        self.clear()  # what the cache has was told to nobody
+
     def hit(self, query: bytes, flow: Flow) -> bytes | None:
         """The answer to a client's query where the cache has it. Never waits, never raises."""
         key = key_of(query)

@@ -198,6 +198,17 @@ def test_learned_before_the_answer_is_out_and_on_hits():
     assert made.learned(ip, ip_address("192.0.2.8")) == ()
 
 
+def test_a_sink_that_comes_later():
+    made, sink = router({"one": Server(a_example=["192.0.2.1"])}), Sink()
+    ask(made, "a.example")
+    made.teach(sink)
+    ask(made, "a.example")
+    assert len(sink.learned) == 1
+    made.teach(None)
+    ask(made, "a.example")
+    assert len(sink.learned) == 1
+
+
 @pytest.mark.parametrize(("network", "edns", "whole"), [("udp", False, False), ("udp", 4096, True),
                                                        ("tcp", False, True)])  # fmt: skip
 def test_answers_fit_the_client(network, edns, whole):
