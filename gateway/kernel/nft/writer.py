@@ -15,10 +15,13 @@ from gateway.core.errors import KernelError
 from gateway.kernel.nft import element
 from gateway.kernel.nft.diff import transaction
 from gateway.kernel.nft.library import Library, folder
-from gateway.kernel.nft.message import answers
+from gateway.kernel.nft.message import DONE, DUMP, NFTABLES, REQUEST, answers, attributes, message, string
 from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, objects
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
 
+NEW_OBJECT, GET_OBJECT = NFTABLES << 8 | 18, NFTABLES << 8 | 19
+OBJECT_TABLE, OBJECT_NAME, OBJECT_DATA = 1, 2, 4
+COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 RECEIVE = 65536
 PATIENCE = 5000
 """Milliseconds that an acknowledgement may take; the kernel answers within the write."""
@@ -73,15 +76,43 @@ class Writer:
             raise KernelError("nft elements", errno.EBADMSG, str(error)) from error
 
     def counters(self) -> dict[Verdict, tuple[int, int]]:
-        """Flows and bytes of their first packets by verdict. Raises KernelError."""
-        words = self._library.run(f"list counters table {TABLE}").split()
-        found = {words[i + 1]: i for i, word in enumerate(words) if word == "counter"}
-        out = {}
-        for verdict, name in CHAINS.items():
-            if name in found:
-                fields = words[found[name] :]
-                out[verdict] = int(fields[fields.index("packets") + 1]), int(fields[fields.index("bytes") + 1])
-        return out
+        """Flows, and bytes of their first packets, by verdict. Raises KernelError."""
+        if self._objects is None or self.closed:
+            raise KernelError("nft counters", errno.ENOENT, "there is no table")
+        self._sequence += 1
+        request = message(GET_OBJECT, REQUEST | DUMP, self._sequence, element.INET, string(OBJECT_TABLE, element.TABLE))
+        found: dict[str, tuple[int, int]] = {}
+        try:
+            os.write(self._library.fd, request)
+            while self._counted(found):
+                pass
+        except OSError as error:
+            raise KernelError("nft counters", error.errno or errno.EIO) from error
+        except (ValueError, KeyError) as error:
+            raise KernelError("nft counters", errno.EBADMSG, str(error)) from error
+        return {verdict: found.get(name, (0, 0)) for verdict, name in CHAINS.items()}
+
+    def _counted(self, found: dict[str, tuple[int, int]]) -> bool:
+        """Read one datagram of a dump; False after the last."""
+        self._wait("nft counters")
+        for answer in answers(os.read(self._library.fd, RECEIVE)):
+            if answer.errno:
+                raise KernelError("nft counters", answer.errno)
+            if answer.kind == DONE:
+                return False
+            if answer.kind == NEW_OBJECT:
+                fields = attributes(answer.payload[4:])
+                values = attributes(fields[OBJECT_DATA])
+                packets, octets = (int.from_bytes(values[kind], "big") for kind in (COUNTER_PACKETS, COUNTER_BYTES))
+                found[fields[OBJECT_NAME].rstrip(b"\0").decode()] = packets, octets
+        return True
+
+    def _wait(self, op: str) -> select.poll:
+        poll = select.poll()
+        poll.register(self._library.fd, select.POLLIN)
+        if not poll.poll(PATIENCE):
+            raise KernelError(op, errno.ETIMEDOUT)
+        return poll
 
     @property
     def closed(self) -> bool:
@@ -100,10 +131,7 @@ class Writer:
             raise KernelError("nft", errno.EBUSY, f"table {TABLE} belongs to another process: {error}") from None
 
     def _acknowledged(self, fd: int) -> None:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if not poll.poll(PATIENCE):
-            raise KernelError("nft elements", errno.ETIMEDOUT)
+        poll = self._wait("nft elements")
         refused, acknowledged = 0, False
         # All answers are queued by now; what is not read here would confuse the library.
         while poll.poll(0):
