@@ -1,8 +1,8 @@
 """Batches that change elements of the owned table's timeout sets. Pure.
 
-linux/netfilter/nf_tables.h. A change is written as *add old, delete old, add new* in one batch: it needs to know neither
-whether the kernel refreshes the timeout of an element that is added again (6.12 and later do) nor whether the old one
-has just expired.
+linux/netfilter/nf_tables.h. A change is written as *add old, delete old, add new* in one batch: it needs to know
+neither whether the kernel refreshes the timeout of an element that is added again (6.12 and later do) nor whether the
+old one has just expired.
 """
 
 from __future__ import annotations
