@@ -72,3 +72,10 @@ class Resolve(Options):
 
 
 Action = Route | RouteOptions | Reject | HijackDNS | Sniff | Resolve
+
+
+def has_options(action: Action) -> bool:
+    """Whether an action sets anything that ``route-options`` can set."""
+    if not isinstance(action, Overrides):
+        return False
+    return any(getattr(action, name) != getattr(RouteOptions(), name) for name in Overrides.__struct_fields__)

@@ -6,9 +6,10 @@ and source addresses are cut into segments on which all address items answer ali
 narrows the program of the rules (``program``), equal programs are one profile, and each distinct answer of the address
 items in a profile is searched once.
 
-Modes: ``paranoid`` never believes learned names; ``strict`` does; ``balanced`` lets an unknown address go directly
-where an address rule sends it, as if nothing could be sniffed; ``fast`` does so for every verdict of an address rule;
-``off`` sends everything to userspace.
+Modes: ``paranoid`` never believes learned names, and that DNS may be spoken on any port; ``strict`` believes names, and
+that DNS is spoken on port 53 alone (else the usual "hijack DNS" rule would send every flow to userspace); ``balanced``
+lets an unknown address go directly where an address rule sends it, as if nothing could be sniffed; ``fast`` does so for
+every verdict of an address rule; ``off`` sends everything to userspace.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from gateway.core.flow import Findings, Flow
 from gateway.kernel import mark
 from gateway.kernel.plan import Family, PortRow, ProcessPlan, Profile, SourceClass, SourceSpan, Span, Steering, Verdict
-from gateway.route.action import SERVER_FIRST
+from gateway.route.action import BUILT_SNIFFERS, SERVER_FIRST, has_options
 from gateway.route.feasible import Names, Vectors
 from gateway.route.item.names import NameItem
 from gateway.route.logic import atoms as atoms_of
-from gateway.route.match import Sets
+from gateway.route.match import Sets, Subject
 from gateway.route.options import RouteRule
 from gateway.route.process import ProcessAtoms
-from gateway.route.program import Kind, Program, Search, build, settle, specialise, verdict
+from gateway.route.program import End, Kind, Program, Search, build, settle, specialise, verdict
 from gateway.route.sweep import Segment, sweep
 
 Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
@@ -38,6 +40,9 @@ MOST_CLASSES = 30
 MOST_MASKS = 4096
 """Rows of the mask map in BPF; masks beyond are UNKNOWN sockets."""
 TOP = {4: (1 << 32) - 1, 6: (1 << 128) - 1}
+MOST_REMEMBERED = 8192
+"""Names, and verdicts of named flows, that are remembered; all are forgotten at the bound."""
+DNS_PORT = 53
 FAMILIES: tuple[Family, Family] = (4, 6)
 Pair = tuple[Program, Program]
 """The program of a profile, for IPv4 and for IPv6."""
@@ -67,6 +72,11 @@ class Compiled:
         """What an address is in a profile once our DNS resolved ``names`` to it; () = no name. Names of different
         outcomes are SNIFF."""
         return self._compiler.named(profile, family, address, names)
+
+    def certain(self, flow: Flow, findings: Findings) -> bool:
+        """Whether no sniff can change where this flow goes (before any sniff was made), so that userspace need not
+        wait for one. False where options of rules could differ."""
+        return self._compiler.plain and self._compiler.certain(flow, findings)
 
     def lookup(
         self, network: str, port: int, family: Family, address: int, *, source: int | None = None,
@@ -99,6 +109,7 @@ def compile_rules(rules: Sequence[RouteRule], final: str, sets: Sets, inputs: In
 class _Compiler:
     def __init__(self, rules: Sequence[RouteRule], final: str, sets: Sets, inputs: Inputs) -> None:
         self.inputs = inputs
+        self.plain = not any(has_options(rule.action) for rule in rules)
         self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=inputs.mode in ("balanced", "fast"))
         self.table, self.space = lowering.atoms, lowering.space
         self.processes = ProcessAtoms(
@@ -110,16 +121,22 @@ class _Compiler:
         self.src = {family: self._segments("src", family) for family in FAMILIES}
         self.ports = self._ports()
         names = Names({a: cast(NameItem, e.item) for a, e in self.table.items() if e.kind == "name"})
-        self.search = Search(self.table, names, {
-            "src": Vectors([(s.mask, 0) for family in FAMILIES for s in self.src[family]]),
-            "source_port": Vectors([(s.mask, 0) for s in self._port_segments("source_port")]),
+        shared = {
+            "source_port": Vectors([(segment.mask, 0) for segment in self._port_segments("source_port")]),
             "process": Vectors(self.processes.vectors()),
-        })  # fmt: skip
+        }
+        self.search: dict[int, Search] = {}
+        for family in FAMILIES:
+            sources = Vectors([(segment.mask, 0) for segment in self.src[family]])
+            self.search[family] = Search(self.table, names, {**shared, "src": sources})
+        self.name_atoms = self.search[4].of_kind.get("name", [])
         self.profiles: dict[Any, int] = {}
         self.pairs: list[Pair | None] = []
         self.classes: dict[tuple[PortRow, ...], int] = {}
         self._narrowed: dict[tuple[int, Family, int], Program] = {}
-        self._verdicts: dict[Program, Verdict] = {}
+        self._named: dict[tuple[Family, Program, frozenset[int]], frozenset[End]] = {}
+        self._held: dict[str, frozenset[int]] = {}
+        self._verdicts: dict[tuple[Family, Program], Verdict] = {}
 
     # what is known at each stage
 
@@ -133,12 +150,18 @@ class _Compiler:
     def _port_segments(self, kind: str) -> list[Segment]:
         return sweep({a: cast(Any, e.item).ranges for a, e in self.table.items() if e.kind == kind}, 65535)
 
-    def _ports(self) -> list[tuple[Segment, bool]]:
-        """Port segments, and whether the engine would sniff there."""
+    def _ports(self) -> list[tuple[Segment, frozenset[str]]]:
+        """Port segments, and the protocols that a sniff cannot find there."""
         sets = {a: cast(Any, e.item).ranges for a, e in self.table.items() if e.kind == "port"}
-        quiet = 1 << 0  # atoms are numbered from 1
-        cut = sweep({**sets, 0: [(port, port) for port in sorted(SERVER_FIRST)]}, 65535)
-        return [(Segment(one.first, one.last, one.mask & ~quiet), not one.mask & quiet) for one in cut]
+        quiet, name_servers = 1 << len(self.table) + 1, 1 << len(self.table) + 2  # atoms are numbered from 1
+        sets[len(self.table) + 1] = [(port, port) for port in sorted(SERVER_FIRST)]
+        sets[len(self.table) + 2] = [(DNS_PORT, DNS_PORT)]
+        everywhere = frozenset() if self.inputs.mode == "paranoid" else frozenset({"dns"})
+        out = []
+        for first, last, mask in sweep(sets, 65535):
+            never = BUILT_SNIFFERS if mask & quiet else frozenset() if mask & name_servers else everywhere
+            out.append((Segment(first, last, mask & ~(quiet | name_servers)), never))
+        return out
 
     def _answers(self, kind: str, mask: int) -> dict[int, bool]:
         return {atom: bool(mask >> atom & 1) for atom, entry in self.table.items() if entry.kind == kind}
@@ -217,16 +240,16 @@ class _Compiler:
         rows: list[PortRow] = []
         for network in ("tcp", "udp"):
             programs = [specialise(self.space, self.base[network, family], known) for family in FAMILIES]
-            seen: dict[tuple[int, bool], int] = {}
-            for (first, last, mask), sniffs in self.ports:
-                if (mask, sniffs) not in seen:
+            seen: dict[tuple[int, frozenset[str]], int] = {}
+            for (first, last, mask), never in self.ports:
+                if (mask, never) not in seen:
                     ports = self._answers("port", mask)
                     pair = tuple(
-                        settle(self.space, specialise(self.space, one, ports), self.table, network, sniffs)
+                        settle(self.space, specialise(self.space, one, ports), self.table, network, never)
                         for one in programs
                     )
-                    seen[mask, sniffs] = self._number(cast(Pair, pair))
-                profile = seen[mask, sniffs]
+                    seen[mask, never] = self._number(cast(Pair, pair))
+                profile = seen[mask, never]
                 if rows and rows[-1].network == network and rows[-1].profile == profile:
                     rows[-1] = rows[-1]._replace(last=last)
                 else:
@@ -286,15 +309,15 @@ class _Compiler:
     def _address(self, pair: Pair, family: Family, mask: int) -> Verdict:
         """Of an address without a name."""
         program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
-        found = self._verdicts.get(program)
+        found = self._verdicts.get((family, program))
         if found is None:
-            found = verdict(self.search.outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
+            found = verdict(self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
             if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
-                ends = self.search.outcomes(program, None, sniff=False)
+                ends = self.search[family].outcomes(program, None, sniff=False)
                 certain = verdict(ends)
                 if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
                     found = certain
-            self._verdicts[program] = found
+            self._verdicts[family, program] = found
         return found
 
     def _narrow(self, number: int, family: Family, mask: int) -> Program:
@@ -313,15 +336,47 @@ class _Compiler:
         if not names or self.inputs.mode == "paranoid":
             return self._address(pair, family, mask)
         program = self._narrow(number, family, mask)
-        used = {atom for condition, _ in program for atom in atoms_of(condition) if self.table[atom].kind == "name"}
-        ends = set()
+        ends: set[End] = set()
         for name in names:
-            answers = {atom: cast(NameItem, self.table[atom].item).holds(name) for atom in used}
-            ends |= self.search.outcomes(program, answers)
-            found = verdict(ends)
-            if found is Verdict.SNIFF:
-                break
+            ends |= self._ends_of(family, program, self.names_held(name))
+        return verdict(ends)
+
+    def _ends_of(self, family: Family, program: Program, held: frozenset[int]) -> frozenset[End]:
+        key = (family, program, held)
+        found = self._named.get(key)
+        if found is None:
+            if len(self._named) >= MOST_REMEMBERED:
+                self._named.clear()
+            answers = {atom: atom in held for atom in self.name_atoms}
+            found = self._named[key] = frozenset(self.search[family].outcomes(program, answers))
         return found
+
+    def names_held(self, name: str) -> frozenset[int]:
+        """Name atoms that hold for ``name``."""
+        found = self._held.get(name)
+        if found is None:
+            if len(self._held) >= MOST_REMEMBERED:
+                self._held.clear()
+            atoms = self.name_atoms
+            found = frozenset(atom for atom in atoms if cast(NameItem, self.table[atom].item).holds(name))
+            self._held[name] = found
+        return found
+
+    def certain(self, flow: Flow, findings: Findings) -> bool:
+        subject = Subject.of(flow, findings, {})
+        known: dict[int, bool] = {}
+        for atom, (kind, item) in self.table.items():
+            if kind == "src":
+                known[atom] = subject.source is not None and subject.source in cast(Any, item).set
+            elif kind not in ("protocol", "client", "name"):
+                known[atom] = item.match(subject)
+        program = specialise(self.space, self.program, known)
+        never = BUILT_SNIFFERS if flow.destination.port in SERVER_FIRST else frozenset()
+        program = settle(self.space, program, self.table, flow.network, never)
+        held = self.names_held(subject.name) if subject.name else frozenset()
+        names = {atom: atom in held for atom in self.name_atoms}
+        ends = self.search[4].outcomes(program, names, renamed=flow.destination.domain is None)
+        return len({end.outcome for end in ends}) == 1
 
 
 SNIFF_ALL = Profile((), (), Verdict.SNIFF, Verdict.SNIFF, False)

@@ -92,10 +92,10 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, sniffs: bool) -> Program:
+def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]) -> Program:
     """Brings a program into one form: each sniff says what it can find that a later rule asks for (or is dropped), and
-    between sniffs each end has its own, disjoint condition."""
-    reachable = _reachable(space, program, table, network, sniffs)
+    between sniffs each end has its own, disjoint condition. ``never``: protocols that cannot be found on this port."""
+    reachable = _reachable(space, program, table, network, never)
     later: set[int] = set()
     out: list[tuple[Expr, Step]] = []
     for condition, step, names in reversed(reachable):
@@ -110,7 +110,7 @@ def settle(space: Space, program: Program, table: Mapping[int, Atom], network: s
 
 
 def _reachable(
-    space: Space, program: Program, table: Mapping[int, Atom], network: str, sniffs: bool
+    space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]
 ) -> list[tuple[Expr, Step, tuple[str, ...]]]:
     """The steps, those protocol and client atoms false that nothing before can have found; of a sniff also the
     protocols it tries."""
@@ -120,8 +120,8 @@ def _reachable(
     for condition, step in program:
         condition = space.restrict(condition, known)
         names: tuple[str, ...] = ()
-        if isinstance(step, Look) and sniffs and condition is not False:
-            names = tuple(one for one in step.protocols[network == "udp"] if one not in tried)
+        if isinstance(step, Look) and condition is not False:
+            names = tuple(one for one in step.protocols[network == "udp"] if one not in tried and one not in never)
             if condition is True:
                 tried.update(names)
             for atom, entry in table.items():
@@ -182,11 +182,18 @@ class Search:
             self.of_kind.setdefault(kind, []).append(atom)
 
     def outcomes(
-        self, program: Program, names: Mapping[int, bool] | None, *, doubt: bool = False, sniff: bool = True
+        self,
+        program: Program,
+        names: Mapping[int, bool] | None,
+        *,
+        doubt: bool = False,
+        sniff: bool = True,
+        renamed: bool = False,
     ) -> set[End]:
         """Ends that some completion reaches, at least two where there are two (then the search may stop early).
 
         ``names``: answers of the name atoms for a learned name; None: no learned name, so no name before a sniff.
+        ``renamed``: a sniff may find another name all the same.
         ``doubt``: a name may be there at any time, and it may be any. ``sniff`` False: as if no sniff found anything.
         """
         known = {atom: False for kind in ("protocol", "client") for atom in self.of_kind.get(kind, ())}
@@ -194,7 +201,7 @@ class Search:
             known.update(names)
         elif not doubt:
             known.update(dict.fromkeys(self.of_kind.get("name", ()), False))
-        run = _Run(self, program, free_names=names is None, sniff=sniff)
+        run = _Run(self, program, free_names=names is None or renamed, sniff=sniff)
         run.go(0, known, {}, False)
         return run.ends
 
