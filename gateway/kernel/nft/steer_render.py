@@ -59,7 +59,7 @@ class Objects:
 
 
 def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
-    """Raises ValueError on a bad interface name, and IndexError on a class or profile that does not exist."""
+    """Raises ValueError on a bad interface name and on a class or profile that does not exist."""
     intervals: dict[str, tuple[Span, ...]] = {}
     learned: set[str] = set()
     chains: dict[str, tuple[str, ...]] = {}
@@ -122,7 +122,7 @@ def _profile(number: int, profile: Profile, intervals: dict[str, tuple[Span, ...
 def _class(item: SourceClass, generation: int, profiles: int) -> Iterator[str]:
     for row in item.rows:
         if not 0 <= row.profile < profiles:
-            raise IndexError(f"port row names profile {row.profile} of {profiles}")
+            raise ValueError(f"port row names profile {row.profile} of {profiles}")
     targets = {row.profile for row in item.rows}
     if len(targets) == 1 and _covers(item.rows):
         yield f"goto g{generation}_profile_{targets.pop()}"
@@ -167,7 +167,7 @@ def _local(steering: Steering, generation: int) -> Iterator[str]:
 
 def _class_name(steering: Steering, generation: int, number: int) -> str:
     if not 0 <= number < len(steering.classes):
-        raise IndexError(f"no source class {number}: there are {len(steering.classes)}")
+        raise ValueError(f"no source class {number}: there are {len(steering.classes)}")
     return f"g{generation}_class_{number}"
 
 

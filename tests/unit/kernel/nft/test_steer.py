@@ -77,12 +77,12 @@ def test_equal_intervals_are_one_map():
 @pytest.mark.parametrize(
     ("plan", "error"),
     [
-        (steering(profile(), rows=(PortRow("tcp", 0, 1, 4),)), IndexError),
-        (steering(profile(), forwarded=2), IndexError),
+        (steering(profile(), rows=(PortRow("tcp", 0, 1, 4),)), ValueError),
+        (steering(profile(), forwarded=2), ValueError),
     ],
 )
 def test_a_plan_that_names_what_is_not_there_is_refused(plan, error):
-    with pytest.raises(error):
+    with pytest.raises(error, match="profile|class"):
         objects(plan, CAPTURE, 1)
 
 
