@@ -1,0 +1,105 @@
+"""Plans that the compiler makes of random rules, one reload after the other: the kernel takes each, nothing is left."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.errors import KernelError
+from gateway.kernel.nft.writer import Writer
+from gateway.kernel.plan import Capture, LearnedChange, PortRow, Profile, SourceClass, Steering, Verdict
+
+pytestmark = pytest.mark.root
+BRUTE = Path(__file__).resolve().parents[2] / "unit/route/brute.py"
+CAPTURE = Capture(("lan0",), 7893, 5353)
+
+
+def brute() -> Any:
+    spec = importlib.util.spec_from_file_location("brute", BRUTE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["brute"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def names(net) -> set[str]:
+    """Chains, maps and sets of the owned table that are not in its skeleton."""
+    text = net.nft("list", "table", "inet", "gateway")
+    return set(re.findall(r"^\t(?:chain|map|set) (g\d+_\w+|ip[46]_\w+|learned\w+)", text, re.M))
+
+
+def plain(default: Verdict, *, learned: bool = True, port: int = 65535) -> Steering:
+    profile = Profile((), (), default, default, learned)
+    rows = tuple(PortRow(network, 0, port, 0) for network in ("tcp", "udp"))
+    return Steering((profile,), (SourceClass(rows),), (), (), 0, (), 0)
+
+
+@pytest.fixture
+def writer(net):
+    writer = net.gateway.call(Writer)
+    yield writer
+    writer.close()
+
+
+def test_compiled_plans_one_after_the_other(net, writer):
+    module = brute()
+    sizes = []
+    for seed in range(25):
+        steering = module.configuration(random.Random(seed)).compiled.steering
+        sizes.append(len(steering.profiles))
+        net.gateway.call(lambda steering=steering: writer.apply(steering, CAPTURE))
+    assert max(sizes) > 3
+    net.gateway.call(lambda: writer.apply(plain(Verdict.USER, learned=False), CAPTURE))
+    assert names(net) == {"g26_class_0", "g26_profile_0"}
+
+
+def test_a_refused_reload_changes_nothing(net, writer):
+    net.gateway.call(lambda: writer.apply(plain(Verdict.USER), CAPTURE))
+    before = net.nft("-a", "list", "table", "inet", "gateway")
+    # There is no such profile, so no set for this change.
+    change = LearnedChange(3, 4, 1, None, Verdict.USER, 9)
+    with pytest.raises(KernelError):
+        net.gateway.call(lambda: writer.apply(plain(Verdict.DROP), CAPTURE, [change]))
+    assert net.nft("-a", "list", "table", "inet", "gateway") == before
+    net.gateway.call(lambda: writer.apply(plain(Verdict.DROP), CAPTURE))
+    assert "goto to_drop" in net.nft("list", "chain", "inet", "gateway", "g2_profile_0")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_elements_whatever_was_there(net, writer, family):
+    net.gateway.call(lambda: writer.apply(plain(Verdict.USER), CAPTURE))
+    change = LearnedChange(0, family, 0xC0000201, Verdict.USER, Verdict.DIRECT, 600)
+    writer.elements([change])  # the old one is not there
+    writer.elements([change])  # the new one is there already: an element of a set may be added again
+    writer.elements([change._replace(old=Verdict.DIRECT, new=Verdict.SNIFF)])
+    listed = [net.nft("list", "set", "inet", "gateway", f"learned{family}_0_{name}") for name in ("direct", "sniff")]
+    assert ["elements" in text for text in listed] == [False, True]
+    with pytest.raises(KernelError) as caught:
+        writer.elements([change._replace(profile=9)])
+    assert caught.value.errno == 2
+    # The library still works on the same socket.
+    net.gateway.call(lambda: writer.apply(plain(Verdict.DIRECT), CAPTURE, [change._replace(old=Verdict.SNIFF)]))
+    assert "elements" in net.nft("list", "set", "inet", "gateway", f"learned{family}_0_direct")
+
+
+def test_a_thousand_elements_at_once(net, writer):
+    net.gateway.call(lambda: writer.apply(plain(Verdict.USER), CAPTURE))
+    writer.elements([LearnedChange(0, 6, 1 + n, Verdict.USER, Verdict.REJECT, 600) for n in range(1000)])
+    assert net.nft("list", "set", "inet", "gateway", "learned6_0_reject").count("timeout 10m") == 1000
+
+
+def test_a_closed_writer_refuses(net):
+    writer = net.gateway.call(Writer)
+    with pytest.raises(KernelError):
+        writer.elements([LearnedChange(0, 4, 1, None, Verdict.USER, 9)])
+    writer.close()
+    writer.close()
+    with pytest.raises(KernelError):
+        writer.counters()
