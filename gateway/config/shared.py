@@ -7,7 +7,7 @@ sing-box has and that is absent here is not built yet; the loader says so by nam
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from gateway.config.fields import Duration, FwMark, UDPTimeout
 
 Strategy = Literal["", "prefer_ipv4", "prefer_ipv6", "ipv4_only", "ipv6_only"]
 NetworkName = Literal["tcp", "udp"]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 NetworkList = NetworkName | list[NetworkName] | None
 
 
@@ -35,7 +36,7 @@ class ListenOptions(Options):
     """Listen fields. ``udp_timeout`` ends an idle UDP session (default 5 minutes)."""
 
     listen: str = ""
-    listen_port: int = 0
+    listen_port: Port = 0
     bind_interface: str = ""
     routing_mark: FwMark = FwMark(0)
     reuse_addr: bool = False
@@ -66,7 +67,7 @@ class RemoteOptions(DialerOptions, kw_only=True):
     """Dial fields and the server's address."""
 
     server: str
-    server_port: int
+    server_port: Port
 
 
 class User(Options, kw_only=True):

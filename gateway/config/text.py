@@ -24,7 +24,9 @@ def strip(text: str) -> str:
 
     def blank(found: re.Match[str]) -> str:
         token = found[0]
-        return token if token.startswith('"') else _BLANK.sub(" ", token)
+        # A comma with nothing before it separates nothing: "[,]" stays wrong.
+        lone = token == "," and found.string[: found.start()].rstrip()[-1:] in ("", "[", "{", ",")
+        return token if lone or token.startswith('"') else _BLANK.sub(" ", token)
 
     # A comma may be trailing only once the comment behind it is gone, so the second pass is for commas.
     return _TOKEN.sub(blank, _TOKEN.sub(blank, text))

@@ -32,8 +32,8 @@ def head() -> Step:
 
 
 class Journal:
-    """``folder`` is the run directory of one instance (``/run/gateway/INSTANCE``); the file is 0600. An existing journal of
-    this boot and namespace is continued, any other is replaced. Raises OSError."""
+    """``folder`` is the run directory of one instance (``/run/gateway/INSTANCE``); the file is 0600. An existing
+    journal of this boot and namespace is continued, any other is replaced. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
