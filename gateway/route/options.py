@@ -197,11 +197,11 @@ def parse_match(
         if key not in known:
             raise ConfigError(_unknown(key, known | also, objects), f"{path}.{key}")
     for key, kind in ITEMS.items():
-        if key not in keys or raw.get(key) is None or raw[key] in ([], False, ""):
+        value = raw.get(key)
+        # absent as Go sees it; 0 is a port and a user
+        if key not in keys or value is None or value is False or value in ([], "") or (key, value) == ("ip_version", 0):
             continue
-        if key == "ip_version" and raw[key] == 0:
-            continue
-        found.append(_take(kind.parse, raw[key], f"{path}.{key}"))
+        found.append(_take(kind.parse, value, f"{path}.{key}"))
     return _default(found, raw, path, invert, headless)
 
 

@@ -1,0 +1,55 @@
+"""Explanations agree with the tables and the engine."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+from gateway.core.address import Address
+from gateway.core.flow import Process
+from gateway.route.compile import Inputs, compile_rules
+from gateway.route.engine import Engine
+from gateway.route.explain import Query, explain
+from gateway.route.options import parse_route
+
+RULES = parse_route({"rules": [
+    {"ip_is_private": True, "outbound": "direct"}, {"process_name": "curl", "outbound": "vps"}, {"action": "sniff"},
+    {"domain_suffix": "far.example", "outbound": "vps"}, {"domain": "bad.example", "action": "reject"},
+]}).rules  # fmt: skip
+ENGINE = Engine(RULES, "direct")
+COMPILED = compile_rules(RULES, "direct", {}, Inputs({"direct": "direct"}))
+LAN = Address.of("192.168.8.2", 4000)
+OUT = ip_address("203.0.113.1")
+
+
+def ask(**fields: Any) -> dict[str, Any]:
+    return explain(ENGINE, COMPILED, Query(**{"network": "tcp", "port": 443, "source": LAN, **fields}))
+
+
+def test_where_and_which_rule() -> None:
+    found = ask(address=ip_address("10.0.0.1"))
+    assert (found["where"], found["verdict"], found["rule"], found["outbound"]) == ("kernel", "direct", 0, "direct")
+    found = ask(address=OUT, names=("a.far.example",), shown="a.far.example")
+    assert (found["where"], found["verdict"], found["rule"]) == ("userspace", "user", 3)
+    found = ask(address=OUT, names=("near.example",), shown="near.example")
+    assert (found["where"], found["verdict"], found["rule"]) == ("kernel", "direct", -1)
+    found = ask(address=OUT, shown="far.example")
+    assert (found["where"], found["verdict"], found["rule"], found["sniffed"]) == ("userspace", "sniff", 3, True)
+    found = ask(address=OUT, names=("bad.example",))
+    assert (found["where"], found["verdict"], found["action"]) == ("kernel", "reject", "reject")
+
+
+def test_processes_and_names_alone() -> None:
+    found = ask(address=OUT, source=None, process=Process("/usr/bin/curl", 0, "root"))
+    assert (found["verdict"], found["rule"]) == ("user", 1)
+    found = ask(address=OUT, source=None, process=Process("/usr/bin/wget", 0, "root"))
+    assert found["rule"] == -1
+    found = ask(shown="far.example")
+    assert (found["where"], found["outbound"], found["profile"]) == ("userspace", "vps", None)
+
+
+def test_text_says_why_not() -> None:
+    text = "\n".join(ask(address=OUT, shown="far.example")["text"])
+    assert "ip_is_private=true: no" in text
+    assert "rule 3 decides: vps" in text
+    assert "process_name=curl" in text
