@@ -6,28 +6,34 @@ the listeners go with their descriptors, and the LAN is then served by the plain
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import pwd
 import socket
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from gateway import catalog
 from gateway.config.root import Config, Tagged
+from gateway.core.address import IP
 from gateway.core.contracts import Inbound, Outbound
 from gateway.core.errors import ConfigError, KernelError
 from gateway.dns.listener import Listener
 from gateway.host import Host
 from gateway.kernel import cgroup
 from gateway.kernel.bpf.process import ProcessMarks
-from gateway.kernel.plan import Capture, ProcessPlan
+from gateway.kernel.plan import Capture, LearnedChange, ProcessPlan
 from gateway.kernel.steer import Steerer
 from gateway.options import GatewayOptions
 from gateway.plane import Plane
 from gateway.protocol.direct.options import OutboundOptions as DirectOptions
 from gateway.route.compile import Compiled, Inputs, compile_rules
+from gateway.route.learned import Learned
 from gateway.route.program import Kind
 
+EXPIRY = 5.0
+"""Seconds between looks for names that have expired; the kernel's own timeouts need no look."""
 TAG = "gateway"
 """Tag of the tproxy inbound that is made where the configuration names none."""
 
@@ -48,6 +54,8 @@ class Kernel:
         self._steerer: Steerer | None = None
         self.compiled: Compiled = self._compile()
         self.problems: dict[str, str] = {}
+        self._learned = Learned(self.compiled)
+        self._timer: asyncio.TimerHandle | None = None
 
     def _entry(self) -> Any:
         """The inbound that captured flows enter: the named one, or one of our own."""
@@ -81,8 +89,31 @@ class Kernel:
             self._steerer = Steerer()
             lans = tuple(lan.interface for lan in self._options.lans)
             self._steerer.apply(self.compiled.steering, Capture(lans, self._inbound.port, port))
+            if self._options.learn:
+                self._plane.resolver.teach(self)
+                self._expire()
         except (KernelError, ValueError) as error:
             self._complain("steering", error)
+
+    def learn(self, name: str, client: IP, addresses: Iterable[tuple[IP, int]]) -> None:
+        """See ``core.contracts.LearnedSink``."""
+        self._write(self._learned.learn(name, client, addresses, self._plane.edge.loop.time()))
+
+    def _expire(self) -> None:
+        loop = self._plane.edge.loop
+        self._write(self._learned.expire(loop.time()))
+        self._timer = loop.call_later(EXPIRY, self._expire)
+
+    def _write(self, changes: Sequence[LearnedChange]) -> None:
+        """Into the kernel now. Where that fails names are no longer believed: what the learned sets hold goes."""
+        if not changes or self._steerer is None:
+            return
+        try:
+            self._steerer.elements(changes)
+        except KernelError as error:
+            self._complain("learned names", error)
+            self._plane.resolver.teach(None)
+            self._steerer.close()
 
     def _mark_processes(self, plan: ProcessPlan) -> None:
         if not (plan.paths or plan.names or plan.uids or plan.gids):
@@ -99,6 +130,9 @@ class Kernel:
 
     async def stop(self) -> None:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._plane.resolver.teach(None)
         if self._steerer is not None:
             self._steerer.close()
         with contextlib.suppress(KernelError):

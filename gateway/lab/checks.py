@@ -46,7 +46,8 @@ def renew(stage: Stage) -> str:
     """The server acknowledges again at T1 (5 s here), the address never leaves."""
     first = poll(stage.acks, "the DHCP server has acknowledged nothing")
     poll(lambda: stage.acks() > first, "no renewal")
-    expect(stage.lease() == stage.wan4, "another address after the renewal")
+    # The server rewrites its lease file: for a moment it may name nobody.
+    poll(lambda: stage.lease() == stage.wan4, "another address after the renewal", 5)
     return f"acknowledged {stage.acks()} times, {stage.wan4} stayed"
 
 
@@ -59,7 +60,8 @@ def direct_by_ip(stage: Stage) -> str:
     )
 
 
-def direct_through_dns(stage: Stage) -> str:
+def direct_by_domain(stage: Stage) -> str:
+    """A name that no rule sends elsewhere, learned when it was asked for: the kernel alone carries its flows."""
     site = stage.home.sites[1]
     seen = stage.fetch("lan2", f"http://{site.names[0]}/", "-4")
     kernel_only(stage, stage.home.lan2.ipv4, site.ipv4, seen)
@@ -68,7 +70,7 @@ def direct_through_dns(stage: Stage) -> str:
 
 def direct_quic(stage: Stage) -> str:
     """UDP that an address rule sends directly: over IPv4 masqueraded, over IPv6 with the LAN host's own address."""
-    site = stage.home.sites[1]
+    site = stage.home.sites[0]
     for address, ours in ((site.ipv4, [stage.wan4]), (site.ipv6, addresses6(stage, "lan1"))):
         seen = http3(stage, "lan1", site.names[0], address)
         expect(seen["client"][0] in ours, f"{address} saw {seen['client'][0]}, not {ours}")
@@ -221,7 +223,7 @@ def kill9_fails_open(stage: Stage) -> str:
         sock.recv(200)
         stage.start()
         talk(sock, "after the restart")
-    expect(stage.lease() == before, f"another lease after the restart: {stage.lease()}")
+    poll(lambda: stage.lease() == before, f"another lease after the restart: {stage.lease()}", 5)
     return (
         f"first page {first * 1000:.0f} ms after SIGKILL; names, UDP and IPv6 too; restart kept {before} and the flow"
     )
@@ -254,7 +256,7 @@ CHECKS: dict[str, Check] = {
     "late-uplink": late_uplink,
     "lease": lease,
     "direct-by-ip": direct_by_ip,
-    "direct-through-dns": direct_through_dns,
+    "direct-by-domain": direct_by_domain,
     "direct-quic": direct_quic,
     "proxied-by-domain": proxied_by_domain,
     "proxied-udp": proxied_udp,

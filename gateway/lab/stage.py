@@ -82,13 +82,13 @@ class Stage:
         return {**value, "gateway": {**gateway, **self.changes}}
 
     def rules(self) -> dict[str, Any]:
-        """``examples/home.json`` with this run's sites: 1 and 2 direct by address, 3 and 4 proxied by name, UDP echo
-        proxied, 5 rejected."""
+        """``examples/home.json`` with this run's sites: 1 direct by address, 2 by name, 3 and 4 proxied by name, UDP
+        echo proxied, 5 rejected."""
         value: dict[str, Any] = parse((EXAMPLES / "home.json").read_text(), "home.json")
         drawn, (direct, rejected, _, _, far) = self.home, value["route"]["rules"]
         value["dns"]["servers"][0]["server"] = drawn.resolver.ipv4
         value["outbounds"][1] |= {"server": drawn.vps.ipv4, "password": drawn.shadowsocks_password}
-        direct["ip_cidr"] = [ip for site in drawn.sites[:2] for ip in (site.ipv4, site.ipv6)]
+        direct["ip_cidr"] = [drawn.sites[0].ipv4, drawn.sites[0].ipv6]
         rejected["ip_cidr"] = [drawn.sites[4].ipv4, drawn.sites[4].ipv6]
         far["domain"] = [drawn.sites[2].names[0], drawn.sites[3].names[0]]
         if self.sabotage == "all-direct":

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PROXIED = {"proxied-by-domain", "proxied-udp", "quic-sniffed", "blocked", "ipv6-proxied"}
 EVERY = PROXIED | {
-    "late-uplink", "lease", "direct-by-ip", "direct-through-dns", "direct-quic", "dns-intercepted", "ipv6-direct",
+    "late-uplink", "lease", "direct-by-ip", "direct-by-domain", "direct-quic", "dns-intercepted", "ipv6-direct",
     "port-forward-kept", "own-ssh-kept", "wan-closed", "reload-keeps-flows", "renew", "kill9-fails-open", "clean-stop",
 }  # fmt: skip
 
