@@ -86,7 +86,18 @@ class Subject:
 class Default:
     """A rule of items. ``rule_set`` are tags, looked up in the subject's sets when matching."""
 
-    __slots__ = ("accept_empty", "all_bits", "bits", "groups", "invert", "items", "match_source", "plain", "rule_set")
+    __slots__ = (
+        "accept_empty",
+        "all_bits",
+        "bits",
+        "groups",
+        "invert",
+        "items",
+        "match_source",
+        "plain",
+        "rule_set",
+        "tests",
+    )
 
     def __init__(
         self,
@@ -107,6 +118,9 @@ class Default:
             (group, members) for group in GROUPS if (members := tuple(item for item in items if item.group == group))
         )
         self.bits = tuple((GROUPS[group], members) for group, members in self.groups)
+        self.tests = tuple((item.match,) for item in self.plain) + tuple(
+            tuple(item.match for item in members) for _, members in reversed(self.groups)
+        )
         self.all_bits = sum(bit for bit, _ in self.bits)
 
     def match(self, subject: Subject) -> bool:
@@ -188,8 +202,19 @@ def match_any(rules: Sequence[Rule], subject: Subject) -> bool:
 
 def matches(rule: Rule, subject: Subject) -> bool:
     """A top-level rule, with fresh notes. Raises KeyError for an unknown rule set."""
-    subject.reset()
-    return rule.match(subject)
+    if not isinstance(rule, Default) or rule.rule_set or not rule.items or subject.ignore_addresses:
+        subject.reset()
+        return rule.match(subject)
+    # nobody will read the notes of such a rule: the first part that does not hold settles it
+    if subject.match_source:
+        subject.match_source = False
+    for tests in rule.tests:
+        for test in tests:
+            if test(subject):
+                break
+        else:
+            return rule.invert
+    return not rule.invert
 
 
 def items(rule: Rule) -> list[Item]:

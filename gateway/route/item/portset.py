@@ -19,7 +19,10 @@ class PortItem(Item):
         super().__init__(self.ranges)
 
     def holds(self, port: int) -> bool:
-        return any(first <= port <= last for first, last in self.ranges)
+        for first, last in self.ranges:
+            if port <= last:
+                return port >= first
+        return False
 
     @property
     def atom(self) -> tuple[str, object]:

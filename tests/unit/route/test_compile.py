@@ -71,6 +71,25 @@ def test_kernel_agrees_with_every_completion_at_length(part: int) -> None:
     assert not wrong, "\n".join(wrong[:3])
 
 
+def test_certain_is_exact_about_sniffing() -> None:
+    """``certain`` says yes only where no protocol and no shown name changes the outcome."""
+    said = 0
+    for seed in range(600, 680):
+        rng = random.Random(seed)
+        case = brute.configuration(rng)
+        for key in brute.keys(rng, KEYS):
+            flow = next(brute.flows(key, case))
+            learned = (key.name,) if key.name else ()
+            if not case.compiled.certain(flow, Findings(learned=learned)):
+                continue
+            said += 1
+            for protocol in ("", *brute.PROTOCOLS[key.network]):
+                for name in ("", *brute.NAMES) if protocol in brute.NAMED else ("",):
+                    one = brute.truth(case.engine, flow, protocol, name, learned)
+                    assert one == brute.truth(case.engine, flow, "", "", learned), f"seed {seed}: {key}"
+    assert said > 100
+
+
 def test_the_engine_agrees_with_the_lowered_rules() -> None:
     """USER is as sharp as DIRECT: a certain outbound is the one that the engine picks for every completion."""
     for seed in range(500, 540):
