@@ -17,6 +17,7 @@ from gateway.host import Host
 from gateway.kernel import mark
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
+from gateway.prediction import offline, predict
 from gateway.steering import Kernel
 
 RUN = Path("/run/gateway")
@@ -69,6 +70,13 @@ class Box:
         else:
             with contextlib.suppress(OSError):
                 self.run.rmdir()
+
+    def explain(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What would become of a flow now. Raises GatewayError."""
+        if self.kernel is None:
+            return offline(self.config, request)
+        engine, names = self.plane.router.engine, self.plane.resolver.learned
+        return predict(engine, self.kernel.compiled, request, names, self.kernel.tag)
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""

@@ -57,6 +57,11 @@ class Kernel:
         self._learned = Learned(self.compiled)
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def tag(self) -> str:
+        """Under which captured flows enter."""
+        return str(self._inbound.tag)
+
     def _entry(self) -> Any:
         """The inbound that captured flows enter: the named one, or one of our own."""
         tag = self._options.inbound

@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "judge a configuration without starting it",
     "demo": "a home network in namespaces, routed before your eyes",
     "doctor": "what this host can do, and how to mend what it cannot",
+    "explain": "which rule decides a flow, where, and why",
     "format": "print a configuration in canonical form",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",

@@ -66,6 +66,9 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     async def status(_: dict[str, Any]) -> dict[str, Any]:
         return box.status()
 
+    async def explain(request: dict[str, Any]) -> dict[str, Any]:
+        return box.explain(request)
+
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
         await box.reload(configuration.configuration(arguments))
         return {}
@@ -77,7 +80,7 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         except GatewayError as error:
             log.error("configuration kept: %s", error)
 
-    control = Control(box.run, {"status": status, "reload": reload})
+    control = Control(box.run, {"status": status, "explain": explain, "reload": reload})
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 

@@ -14,7 +14,7 @@ ROWS = [
     {"transport", "route"},
     {"protocol", "dns", "service", "uplink"},
     {"options"},
-    {"catalog", "host"},
+    {"catalog", "host", "prediction"},
     {"plane"},
     {"steering"},
     {"box"},

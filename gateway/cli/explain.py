@@ -1,0 +1,52 @@
+"""``gateway explain``: which rule decides a flow, in the kernel or in userspace, and why.
+
+Asks the running gateway, which knows the names it has resolved; where none runs, the rules of the file alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pwd
+from typing import Any
+
+from gateway.cli import configuration, instance
+from gateway.core.errors import GatewayError
+from gateway.prediction import offline
+from gateway.service.control import alive, ask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    configuration.add_arguments(parser)
+    instance.add_arguments(parser)
+    parser.add_argument("destination", help="an address or a domain name")
+    parser.add_argument("--port", type=int, default=443, help="destination port (443)")
+    parser.add_argument("--network", choices=["tcp", "udp"], default="tcp")
+    parser.add_argument(
+        "--source", default="", metavar="ADDRESS", help="of a LAN host; without it a flow of this host"
+    )
+    parser.add_argument("--process", default="", metavar="PATH", help="executable of a flow of this host")
+    parser.add_argument("--user", default="", help="its user, by name")
+    parser.add_argument("--shown", default="", metavar="NAME", help="what the flow would say of itself (SNI, Host)")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    request: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("destination", "port", "network", "source", "process", "shown")
+    }
+    request |= {"command": "explain", "uid": -1, "user": arguments.user}
+    if arguments.user:
+        try:
+            request["uid"] = pwd.getpwnam(arguments.user).pw_uid
+        except KeyError:
+            raise GatewayError(f'no user "{arguments.user}" on this host') from None
+    folder, _ = instance.folders(arguments)
+    if not arguments.config and alive(folder / "control.sock"):
+        answer = ask(folder, request)
+        if not answer.pop("ok", False):
+            raise GatewayError(answer.get("error", "refused"))
+    else:
+        answer = offline(configuration.configuration(arguments), request)
+    print(json.dumps(answer) if arguments.json else "\n".join(answer["text"]))
+    return 0

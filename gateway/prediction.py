@@ -1,0 +1,75 @@
+"""What would become of a flow: the request of ``gateway explain`` to an answer."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Callable
+from typing import Any
+
+from gateway.config.root import Config
+from gateway.core.address import IP, Address
+from gateway.core.errors import GatewayError
+from gateway.core.flow import Process
+from gateway.route.compile import Compiled, Inputs, compile_rules
+from gateway.route.engine import Engine
+from gateway.route.explain import Query, explain
+from gateway.route.options import RouteConfig
+from gateway.route.program import Kind
+from gateway.route.ruleset.load import load_all
+
+Names = Callable[[IP, IP], tuple[str, ...]]
+
+
+def predict(engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str) -> dict[str, Any]:
+    """Answer ``request``: destination, port, network, source, process, uid, user, shown. Raises GatewayError."""
+    try:
+        target = Address.of(str(request["destination"]), int(request["port"]))
+        source = Address.of(str(request["source"]), 0) if request.get("source") else None
+    except (KeyError, ValueError, TypeError) as error:
+        raise GatewayError(f"explain: {error}") from None
+    if not 0 <= target.port < 65536 or (source is not None and source.ip is None):
+        raise GatewayError("explain: a port is 0 to 65535, a source is an address")
+    process = None
+    if source is None:
+        process = Process(str(request.get("process", "")), int(request.get("uid", -1)), str(request.get("user", "")))
+    client = source.ip if source is not None else target.ip
+    known = names(target.ip, client) if target.ip is not None and client is not None else ()
+    query = Query(
+        network="udp" if request.get("network") == "udp" else "tcp",
+        port=target.port,
+        address=target.ip,
+        source=source,
+        process=process,
+        names=known,
+        shown=str(request.get("shown", "")) or target.domain or "",
+        inbound=inbound,
+    )
+    return explain(engine, compiled, query)
+
+
+def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
+    """From the file alone: no name is learned, a group stands for its default. Raises ConfigError, GatewayError."""
+    route = config.route or RouteConfig()
+    final = route.final or (config.outbounds[0].tag if config.outbounds else "direct")
+    engine = Engine(route.rules, final, load_all(route, config.directory))
+    users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
+    compiled = compile_rules(engine.rules, final, engine.sets, Inputs(kinds(config), "gateway", users))
+    return predict(engine, compiled, request, lambda address, client: (), "gateway")
+
+
+def kinds(config: Config) -> dict[str, Kind]:
+    """What each outbound comes to. ``direct`` only for a direct outbound that says nothing about how to dial: the
+    kernel can do just that."""
+    items = {item.tag: item for item in config.outbounds}
+
+    def kind(tag: str) -> Kind:
+        item = items[tag]
+        members = getattr(item.options, "outbounds", ())
+        if members:
+            return kind(getattr(item.options, "default", "") or members[0])
+        if item.type == "block":
+            return "block"
+        plain = item.type == "direct" and item.options == type(item.options)()
+        return "direct" if plain else "proxy"
+
+    return {tag: kind(tag) for tag in items} or {"direct": "direct"}
