@@ -221,8 +221,10 @@ with Lab(PAIR) as lab:
 def child() -> tuple[subprocess.Popen[str], str, list[int]]:
     root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": root}
+    # A shell's background job ignores SIGINT, and so would the child.
+    default = "import signal; [signal.signal(n, signal.default_int_handler if n == 2 else 0) for n in (1, 2, 15)]\n"
     started = subprocess.Popen(
-        [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True, env=environment, cwd=root
+        [sys.executable, "-c", default + CHILD], stdout=subprocess.PIPE, text=True, env=environment, cwd=root
     )
     assert started.stdout is not None
     name = started.stdout.readline().strip()
