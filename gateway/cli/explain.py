@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", help="an address or a domain name")
     parser.add_argument("--port", type=int, default=443, help="destination port (443)")
     parser.add_argument("--network", choices=["tcp", "udp"], default="tcp")
-    parser.add_argument(
-        "--source", default="", metavar="ADDRESS", help="of a LAN host; without it a flow of this host"
-    )
+    parser.add_argument("--source", default="", metavar="ADDRESS", help="of a LAN host; without it a flow of this host")
     parser.add_argument("--process", default="", metavar="PATH", help="executable of a flow of this host")
     parser.add_argument("--user", default="", help="its user, by name")
     parser.add_argument("--shown", default="", metavar="NAME", help="what the flow would say of itself (SNI, Host)")

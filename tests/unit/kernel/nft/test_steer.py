@@ -82,7 +82,7 @@ def test_equal_intervals_are_one_map():
     ],
 )
 def test_a_plan_that_names_what_is_not_there_is_refused(plan, error):
-    with pytest.raises(error, match="profile|class"):
+    with pytest.raises(error, match=r"profile|class"):
         objects(plan, CAPTURE, 1)
 
 
