@@ -12,6 +12,7 @@ import logging
 import pwd
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from gateway import catalog
@@ -23,7 +24,7 @@ from gateway.dns.listener import Listener
 from gateway.host import Host
 from gateway.kernel import cgroup
 from gateway.kernel.bpf.process import ProcessMarks
-from gateway.kernel.plan import Capture, LearnedChange, ProcessPlan
+from gateway.kernel.plan import Capture, LearnedChange, ProcessPlan, Steering
 from gateway.kernel.steer import Steerer
 from gateway.options import GatewayOptions
 from gateway.plane import Plane
@@ -93,12 +94,18 @@ class Kernel:
             await self._host.netlink.steer()
             self._steerer = Steerer()
             lans = tuple(lan.interface for lan in self._options.lans)
-            self._steerer.apply(self.compiled.steering, Capture(lans, self._inbound.port, port))
+            self._steerer.apply(self._steering(), Capture(lans, self._inbound.port, port))
             if self._options.learn:
                 self._plane.resolver.teach(self)
                 self._expire()
         except (KernelError, ValueError) as error:
             self._complain("steering", error)
+
+    def _steering(self) -> Steering:
+        """The compiled plan; where the process programs are missing every local socket is of an unknown class, so that
+        userspace looks its owner up."""
+        plan = self.compiled.steering
+        return replace(plan, local=()) if "process rules" in self.problems else plan
 
     def learn(self, name: str, client: IP, addresses: Iterable[tuple[IP, int]]) -> None:
         """See ``core.contracts.LearnedSink``."""

@@ -18,6 +18,7 @@ from gateway.lab.stage import CheckError, LabError, Stage
 SABOTAGES = {
     "no-gateway": "the gateway is not started",
     "open-wan": "the firewall is left out",
+    "no-bpf": "the process programs cannot be attached; userspace must look owners up",
     "all-direct": "no rule is left",
     "no-dns-capture": "the LAN's name queries pass",
 }

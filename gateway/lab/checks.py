@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pwd
 import signal
 import socket
 import sys
@@ -14,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gateway.lab.stage import FORWARDED, CheckError, Stage, expect, poll
+from gateway.lab.process import User
+from gateway.lab.stage import FORWARDED, USER, CheckError, Stage, expect, poll
 
 Check = Callable[[Stage], str]
 
@@ -85,6 +87,25 @@ def proxied_by_domain(stage: Stage) -> str:
     again = stage.fetch("lan2", f"https://{site.names[0]}/", "-4", "--cacert", str(ca))
     expect(again["client"][0] in proxies(stage), f"{site.host} saw {again['client'][0]} by HTTPS, not the proxy")
     return f"{site.names[0]}, told by Host and by SNI: {site.host} saw the proxy, {seen['client'][0]}"
+
+
+def proxied_by_process(stage: Stage) -> str:
+    """On the router: a program at one path is proxied, the same program at another goes directly."""
+    site = stage.home.sites[0]
+    for url in (f"http://{site.ipv4}/", f"http://[{site.ipv6}]/"):
+        seen = stage.fetch("router", url, curl=str(stage.tool))
+        expect(seen["client"][0] in proxies(stage), f"{site.host} saw {seen['client'][0]}, not the proxy")
+    plain = stage.fetch("router", f"http://{site.ipv4}/", curl="/usr/bin/curl")
+    expect(plain["client"][0] == stage.wan4, f"of another program {site.host} saw {plain['client'][0]}")
+    return f"{stage.tool.parent.name}/{stage.tool.name} through the proxy, /usr/bin/curl directly"
+
+
+def proxied_by_user(stage: Stage) -> str:
+    """On the router: flows of one user are proxied, those of root go directly."""
+    site, entry = stage.home.sites[0], pwd.getpwnam(USER)
+    seen = stage.fetch("router", f"http://{site.ipv4}/", user=User(entry.pw_uid, entry.pw_gid))
+    expect(seen["client"][0] in proxies(stage), f"of {USER} {site.host} saw {seen['client'][0]}, not the proxy")
+    return f"{USER} through the proxy, root directly"
 
 
 def ipv6_proxied(stage: Stage) -> str:
@@ -259,6 +280,8 @@ CHECKS: dict[str, Check] = {
     "direct-by-domain": direct_by_domain,
     "direct-quic": direct_quic,
     "proxied-by-domain": proxied_by_domain,
+    "proxied-by-process": proxied_by_process,
+    "proxied-by-user": proxied_by_user,
     "proxied-udp": proxied_udp,
     "quic-sniffed": quic_sniffed,
     "blocked": blocked,

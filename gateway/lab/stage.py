@@ -19,11 +19,13 @@ from typing import Any
 from gateway.config.text import parse
 from gateway.lab.lab import Lab
 from gateway.lab.netns import LabError
-from gateway.lab.process import Process
+from gateway.lab.process import Process, User
 from gateway.lab.scenario import home
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FORWARDED = 8081
+USER = "nobody"
+"""Whose flows the rules proxy."""
 UNSTEADY = "-e nf_conntrack_count -e stable_secret -e tcp_fastopen_key"
 """Sysctls that the kernel itself draws or counts."""
 PATIENCE = 20.0
@@ -75,11 +77,22 @@ class Stage:
         lan["dhcp_server"]["range"] = [f"{net}.100", f"{net}.199"]
         gateway["forwards"][0]["to"] = drawn.lan1.ipv4
         gateway["kernel"] = {"cgroup": str(self.lab.host("router").group)}
+        if self.sabotage == "no-bpf":
+            gateway["kernel"] = {"cgroup": "/nonexistent"}
         if self.sabotage == "no-dns-capture":
             gateway["capture_dns"] = False
         if self.sabotage == "open-wan":
             gateway["firewall"] = False
         return {**value, "gateway": {**gateway, **self.changes}}
+
+    @property
+    def tool(self) -> Path:
+        """A copy of curl whose flows the rules proxy, whatever it is called with."""
+        path = self.lab.folder / "tool" / "curl"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy2("/usr/bin/curl", path)
+        return path
 
     def rules(self) -> dict[str, Any]:
         """``examples/home.json`` with this run's sites: 1 direct by address, 2 by name, 3 and 4 proxied by name, UDP
@@ -90,6 +103,11 @@ class Stage:
         value["outbounds"][1] |= {"server": drawn.vps.ipv4, "password": drawn.shadowsocks_password}
         direct["ip_cidr"] = [drawn.sites[0].ipv4, drawn.sites[0].ipv6]
         rejected["ip_cidr"] = [drawn.sites[4].ipv4, drawn.sites[4].ipv6]
+        value["route"]["rules"] = [
+            {"process_path": str(self.tool), "outbound": "proxy"},
+            {"user": USER, "outbound": "proxy"},
+            *value["route"]["rules"],
+        ]
         far["domain"] = [drawn.sites[2].names[0], drawn.sites[3].names[0]]
         if self.sabotage == "all-direct":
             value["route"]["rules"] = []
@@ -140,10 +158,12 @@ class Stage:
         text = log.read_text() if log.exists() else ""
         return sum("DHCPACK" in line and self.home.wan_mac in line for line in text.splitlines())
 
-    def fetch(self, host: str, url: str, *more: str, timeout: float = 5) -> dict[str, Any]:
+    def fetch(
+        self, host: str, url: str, *more: str, timeout: float = 5, curl: str = "curl", user: User | None = None
+    ) -> dict[str, Any]:
         """What the site at ``url`` says it saw of us. Raises CheckError."""
-        words = ["curl", "-s", "-S", "-m", str(timeout), *more, url]
-        result = self.lab.host(host).run(words, timeout=timeout + 20)
+        words = [curl, "-s", "-S", "-m", str(timeout), *more, url]
+        result = self.lab.host(host).run(words, timeout=timeout + 20, user=user)
         expect(result.ok, f"curl {url}: {result.err.strip()}")
         found: dict[str, Any] = result.json()
         return found

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PROXIED = {"proxied-by-domain", "proxied-udp", "quic-sniffed", "blocked", "ipv6-proxied"}
+PROXIED = {
+    "proxied-by-domain", "proxied-by-process", "proxied-by-user", "proxied-udp", "quic-sniffed", "blocked",
+    "ipv6-proxied",
+}  # fmt: skip
 EVERY = PROXIED | {
     "late-uplink", "lease", "direct-by-ip", "direct-by-domain", "direct-quic", "dns-intercepted", "ipv6-direct",
     "port-forward-kept", "own-ssh-kept", "wan-closed", "reload-keeps-flows", "renew", "kill9-fails-open", "clean-stop",
@@ -47,6 +50,8 @@ def test_everything_holds() -> None:
         ("no-gateway", EVERY),
         ("open-wan", {"wan-closed"}),
         ("all-direct", PROXIED),
+        # Nothing is lost: what the kernel cannot tell goes to userspace, which asks /proc.
+        ("no-bpf", set()),
         ("no-dns-capture", {"dns-intercepted"}),
     ],
 )

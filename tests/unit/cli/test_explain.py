@@ -1,0 +1,46 @@
+"""``gateway explain`` on a file: the rule, the place, the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli import main
+
+HOME = Path(__file__).resolve().parents[3] / "examples/home.json"
+
+
+def explained(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["explain", "-c", str(HOME), "--source", "192.168.8.9", "--json", *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "rule", "outbound", "verdict", "where"),
+    [
+        (["198.51.100.7"], 0, "direct", "direct", "kernel"),
+        (["2001:db8:f::7"], 0, "direct", "direct", "kernel"),
+        (["198.51.100.200"], 1, "", "reject", "kernel"),
+        (["192.0.2.7", "--network", "udp", "--port", "7"], 2, "proxy", "user", "userspace"),
+        (["192.0.2.7"], -1, "direct", "sniff", "userspace"),
+        (["192.0.2.7", "--shown", "www.far.example"], 4, "proxy", "sniff", "userspace"),
+        # Servers that speak first are never sniffed, so no domain rule can change this one.
+        (["192.0.2.7", "--port", "25"], -1, "direct", "direct", "kernel"),
+    ],
+)
+def test_from_the_file(
+    capsys: pytest.CaptureFixture[str], words: list[str], rule: int, outbound: str, verdict: str, where: str
+) -> None:
+    found = explained(capsys, *words)
+    assert (found["rule"], found["outbound"], found["verdict"], found["where"]) == (rule, outbound, verdict, where)
+    assert found["text"]
+
+
+def test_bad_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "-c", str(HOME), "--source", "not an address", "192.0.2.1"]) == 1
+    assert main(["explain", "-c", str(HOME), "--user", "no-such-user", "192.0.2.1"]) == 1
+    assert "no user" in capsys.readouterr().err
