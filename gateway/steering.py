@@ -126,6 +126,7 @@ class Kernel:
             self._complain("learned names", error)
             self._plane.resolver.teach(None)
             self._steerer.close()
+            self._steerer = None
 
     def _mark_processes(self, plan: ProcessPlan) -> None:
         if not (plan.paths or plan.names or plan.uids or plan.gids):
