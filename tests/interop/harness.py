@@ -16,6 +16,7 @@ import threading
 import time
 
 import msgspec
+import pytest
 
 from gateway import catalog
 from gateway.config.fields import dec_hook
@@ -28,6 +29,9 @@ from gateway.transport.dial import Dialer
 
 DEADLINE = 60.0
 SIZE = 1 << 20
+LOOPBACK = "127.0.0.1"
+LOOPBACKS = [pytest.param(LOOPBACK, id="v4"), pytest.param("::1", id="v6")]
+"""Where servers listen and clients come from: each test of both families is one parameter more."""
 
 
 class Direct:
@@ -44,9 +48,12 @@ class Direct:
 
 
 class Loopback:
+    def __init__(self, host):
+        self._host = host
+
     async def lookup(self, domain, *, server="", strategy=""):
         assert domain in ("localhost", "echo.test"), domain
-        return [Address.of("127.0.0.1", 0).host]
+        return [Address.of(self._host, 0).host]
 
 
 class Router:
@@ -124,10 +131,11 @@ class Gateway:
     """One inbound and, where ``outbound`` is given, one outbound of ours, else direct. ``with`` starts and stops it;
     ``port`` is the inbound's."""
 
-    def __init__(self, inbound, outbound=None):
-        self.port = free_port()
+    def __init__(self, inbound, outbound=None, host=LOOPBACK):
+        self.port = free_port(host)
         self.router = Router()
-        self._inbound = {"listen": "127.0.0.1", "listen_port": self.port, **inbound}
+        self._host = host
+        self._inbound = {"listen": host, "listen_port": self.port, **inbound}
         self._outbound = outbound
         self._ready = threading.Event()
         self._failure = None
@@ -144,7 +152,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         edge = Edge(self._loop)
-        wiring = Wiring(edge, self.router, Loopback(), {}, None, None)
+        wiring = Wiring(edge, self.router, Loopback(self._host), {}, None, None)
         try:
             inbound = build("inbound", "in", self._inbound, wiring)
             self.router.outbound = (
@@ -175,11 +183,18 @@ def build(kind, tag, fields, wiring):
     return catalog.runtime(kind, name)(tag, options, wiring)
 
 
-def free_port():
+def family(host):
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def free_port(host=LOOPBACK):
     """A port free for TCP and UDP alike."""
     while True:
-        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
+        with (
+            socket.socket(family(host), socket.SOCK_STREAM) as tcp,
+            socket.socket(family(host), socket.SOCK_DGRAM) as udp,
+        ):
+            tcp.bind((host, 0))
             try:
                 udp.bind(tcp.getsockname())
             except OSError:
@@ -188,12 +203,12 @@ def free_port():
 
 
 @contextlib.contextmanager
-def echo():
+def echo(host=LOOPBACK):
     """A TCP and UDP echo server on one port; TCP answers half-close with half-close."""
-    port = free_port()
-    tcp = socket.create_server(("127.0.0.1", port), backlog=64)
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", port))
+    port = free_port(host)
+    tcp = socket.create_server((host, port), family=family(host), backlog=64)
+    udp = socket.socket(family(host), socket.SOCK_DGRAM)
+    udp.bind((host, port))
 
     def one(sock):
         with sock, contextlib.suppress(OSError):
@@ -219,16 +234,16 @@ def echo():
     try:
         yield port
     finally:
-        udp.sendto(b"end", ("127.0.0.1", port))
+        udp.sendto(b"end", (host, port))
         threads[1].join(5)
         tcp.close()
         udp.close()
 
 
 @contextlib.contextmanager
-def program(*command, ready=None, config=None):
+def program(*command, ready=None, config=None, host=LOOPBACK):
     """Run a foreign program until the block ends; wait until TCP port ``ready`` answers. ``config`` is written to a
-    file whose name takes the place of CONFIG in the command."""
+    file whose name takes the place of CONFIG in the command. What it prints is in the file ``process.log``."""
     with tempfile.TemporaryDirectory() as folder:
         if config is not None:
             file = pathlib.Path(folder) / "config.json"
@@ -237,8 +252,9 @@ def program(*command, ready=None, config=None):
         log = pathlib.Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output, cwd=folder)
+        process.log = log
         try:
-            wait_for(ready, process, log)
+            wait_for(ready, process, log, host)
             yield process
         finally:
             process.terminate()
@@ -249,19 +265,19 @@ def program(*command, ready=None, config=None):
                 process.wait()
 
 
-def wait_for(port, process, log):
+def wait_for(port, process, log, host=LOOPBACK):
     end = time.monotonic() + DEADLINE
     while port and time.monotonic() < end:
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.05)
     assert not port, f"port {port} never answered: {log.read_text()}"
 
 
-def socks_connect(port, host, target, user=None):
-    """A SOCKS 5 client written for the tests alone."""
-    sock = socket.create_connection(("127.0.0.1", port), DEADLINE)
+def socks_connect(port, host, target, user=None, at=LOOPBACK):
+    """A SOCKS 5 client written for the tests alone; the server listens at address ``at``."""
+    sock = socket.create_connection((at, port), DEADLINE)
     sock.sendall(b"\x05\x01\x02" if user else b"\x05\x01\x00")
     assert exactly(sock, 2)[0] == 5
     if user:
@@ -276,10 +292,10 @@ def socks_connect(port, host, target, user=None):
 
 
 def encode(host, port):
-    try:
-        return b"\x01" + socket.inet_aton(host) + struct.pack("!H", port)
-    except OSError:
-        return bytes((3, len(host))) + host.encode() + struct.pack("!H", port)
+    for kind, number in ((1, socket.AF_INET), (4, socket.AF_INET6)):
+        with contextlib.suppress(OSError):
+            return bytes((kind,)) + socket.inet_pton(number, host) + struct.pack("!H", port)
+    return bytes((3, len(host))) + host.encode() + struct.pack("!H", port)
 
 
 def exactly(sock, size):
@@ -319,18 +335,18 @@ def check_stream(sock, half_close=False):
     assert digest.digest() == hashlib.sha256(data).digest()
 
 
-def check_datagrams(port, host, target, count=5):
+def check_datagrams(port, host, target, count=5, at=LOOPBACK):
     """Datagrams of 900 B through SOCKS 5 UDP ASSOCIATE at ``port``, each asked for until it comes back."""
-    with socket.create_connection(("127.0.0.1", port), DEADLINE) as control:
+    with socket.create_connection((at, port), DEADLINE) as control:
         control.sendall(b"\x05\x01\x00")
         assert exactly(control, 2) == b"\x05\x00"
         control.sendall(b"\x05\x03\x00\x01\0\0\0\0\0\0")
-        answer = exactly(control, 10)
+        answer = exactly(control, 4)
         assert answer[1] == 0
-        relay = (socket.inet_ntoa(answer[4:8]), *struct.unpack("!H", answer[8:]))
-        if relay[0] == "0.0.0.0":
-            relay = ("127.0.0.1", relay[1])
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        kind, size = {1: (socket.AF_INET, 4), 4: (socket.AF_INET6, 16)}[answer[3]]
+        bound = exactly(control, size)
+        relay = (socket.inet_ntop(kind, bound) if any(bound) else at, *struct.unpack("!H", exactly(control, 2)))
+        with socket.socket(family(at), socket.SOCK_DGRAM) as sock:
             sock.settimeout(2)
             for _ in range(count):
                 ask(sock, relay, encode(host, target), os.urandom(900))
