@@ -10,8 +10,18 @@ import subprocess
 import pytest
 
 from tests import peers
-from tests.interop.harness import DEADLINE, Gateway, check_stream, echo, exactly, free_port, program, socks_connect
-from tests.interop.web import curl, web
+from tests.interop.harness import (
+    DEADLINE,
+    LOOPBACKS,
+    Gateway,
+    check_stream,
+    echo,
+    exactly,
+    free_port,
+    program,
+    socks_connect,
+)
+from tests.interop.web import bracket, curl, web
 
 USERS = [{"username": "me", "password": "secret"}]
 
@@ -21,10 +31,12 @@ def connection(gateway):
 
 
 @pytest.mark.peer("curl")
-def test_connect_from_curl():
-    with web() as (port, body), Gateway({"type": "http"}) as gateway:
-        assert curl(f"http://localhost:{port}/", "-p", "-x", f"http://127.0.0.1:{gateway.port}") == body
-        assert [str(flow.destination) for flow in gateway.router.flows] == [f"localhost:{port}"]
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_connect_from_curl(at):
+    with web() as (port, body), Gateway({"type": "http"}, host=at) as gateway:
+        host = "127.0.0.1" if ":" in at else "localhost"
+        assert curl(f"http://{host}:{port}/", "-p", "-x", f"http://{bracket(at)}:{gateway.port}") == body
+        assert [str(flow.destination) for flow in gateway.router.flows] == [f"{host}:{port}"]
 
 
 @pytest.mark.peer("curl")
@@ -73,32 +85,34 @@ def test_unreachable_target(mode):
 
 @pytest.mark.peer("sing-box")
 @pytest.mark.parametrize("users", [[], USERS], ids=["open", "password"])
-def test_out_to_sing_box(users):
-    port = free_port()
-    inbound = {"type": "http", "listen": "127.0.0.1", "listen_port": port, "users": users}
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_out_to_sing_box(users, at):
+    port = free_port(at)
+    inbound = {"type": "http", "listen": at, "listen_port": port, "users": users}
     config = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [{"type": "direct"}]}
     outbound = {
         "type": "http",
-        "server": "127.0.0.1",
+        "server": at,
         "server_port": port,
         "headers": {"X-Test": "1"},
         **(users or [{}])[0],
     }
-    server = program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port)
-    with echo() as target, server, Gateway({"type": "socks"}, outbound) as gateway:
-        check_stream(socks_connect(gateway.port, "127.0.0.1", target), half_close=True)
+    server = program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port, host=at)
+    with echo(at) as target, server, Gateway({"type": "socks"}, outbound, at) as gateway:
+        check_stream(socks_connect(gateway.port, at, target, at=at), half_close=True)
 
 
 @pytest.mark.peer("sing-box")
 @pytest.mark.parametrize("users", [[], USERS], ids=["open", "password"])
-def test_in_from_sing_box(users):
-    port = free_port()
-    with echo() as target, Gateway({"type": "http", "users": users}) as gateway:
-        inbound = {"type": "socks", "listen": "127.0.0.1", "listen_port": port}
-        outbound = {"type": "http", "server": "127.0.0.1", "server_port": gateway.port, **(users or [{}])[0]}
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_in_from_sing_box(users, at):
+    port = free_port(at)
+    with echo(at) as target, Gateway({"type": "http", "users": users}, host=at) as gateway:
+        inbound = {"type": "socks", "listen": at, "listen_port": port}
+        outbound = {"type": "http", "server": at, "server_port": gateway.port, **(users or [{}])[0]}
         config = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [outbound]}
-        with program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port):
-            check_stream(socks_connect(port, "127.0.0.1", target), half_close=True)
+        with program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port, host=at):
+            check_stream(socks_connect(port, at, target, at=at), half_close=True)
 
 
 @pytest.mark.peer("tinyproxy")

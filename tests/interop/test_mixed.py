@@ -6,18 +6,19 @@ import subprocess
 
 import pytest
 
-from tests.interop.harness import Gateway, check_datagrams, check_stream, echo, socks_connect
-from tests.interop.web import curl, web
+from tests.interop.harness import LOOPBACKS, Gateway, check_datagrams, check_stream, echo, socks_connect
+from tests.interop.web import bracket, curl, web
 
 SCHEMES = ["http", "socks4", "socks4a", "socks5", "socks5h"]
 
 
 @pytest.mark.peer("curl")
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_in_from_curl(scheme):
-    with web() as (port, body), Gateway({"type": "mixed"}) as gateway:
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_in_from_curl(scheme, at):
+    with web() as (port, body), Gateway({"type": "mixed"}, host=at) as gateway:
         for mode in ([], ["-p"]) if scheme == "http" else ([],):
-            assert curl(f"http://127.0.0.1:{port}/", *mode, "-x", f"{scheme}://127.0.0.1:{gateway.port}") == body
+            assert curl(f"http://127.0.0.1:{port}/", *mode, "-x", f"{scheme}://{bracket(at)}:{gateway.port}") == body
         assert {flow.inbound_type for flow in gateway.router.flows} == {"mixed"}
 
 
@@ -32,7 +33,8 @@ def test_password_from_curl(scheme):
             curl(url, "-x", f"{scheme}://me:wrong@127.0.0.1:{gateway.port}")
 
 
-def test_streams_and_datagrams():
-    with echo() as target, Gateway({"type": "mixed"}) as gateway:
-        check_stream(socks_connect(gateway.port, "127.0.0.1", target), half_close=True)
-        check_datagrams(gateway.port, "127.0.0.1", target)
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_streams_and_datagrams(at):
+    with echo(at) as target, Gateway({"type": "mixed"}, host=at) as gateway:
+        check_stream(socks_connect(gateway.port, at, target, at=at), half_close=True)
+        check_datagrams(gateway.port, at, target, at=at)

@@ -10,6 +10,8 @@ import pytest
 from tests import peers
 from tests.interop.harness import (
     DEADLINE,
+    LOOPBACK,
+    LOOPBACKS,
     Gateway,
     check_datagrams,
     check_stream,
@@ -36,61 +38,62 @@ XRAY = [name for name in PASSWORDS if name not in ("none", "aes-192-gcm")]
 NAMED = [name for name in MODERN if "aes" in name]
 
 
-def check(port, target, host="127.0.0.1", udp=True):
-    check_stream(socks_connect(port, host, target))
-    if udp:
-        check_datagrams(port, host, target)
+def check(port, target, host=LOOPBACK, at=LOOPBACK):
+    check_stream(socks_connect(port, host, target, at=at))
+    check_datagrams(port, host, target, at=at)
 
 
-def ours_out(method, port, password=None):
+def ours_out(method, port, password=None, at=LOOPBACK):
     """A SOCKS inbound of ours into our Shadowsocks outbound."""
-    out = {"type": "shadowsocks", "server": "127.0.0.1", "server_port": port, "method": method}
-    return Gateway({"type": "socks"}, out | {"password": PASSWORDS[method] if password is None else password})
+    out = {"type": "shadowsocks", "server": at, "server_port": port, "method": method}
+    return Gateway({"type": "socks"}, out | {"password": PASSWORDS[method] if password is None else password}, at)
 
 
-def ours_in(method, **fields):
-    return Gateway({"type": "shadowsocks", "method": method, "password": PASSWORDS[method], **fields})
+def ours_in(method, at=LOOPBACK, **fields):
+    return Gateway({"type": "shadowsocks", "method": method, "password": PASSWORDS[method], **fields}, host=at)
 
 
-def sing_box(inbounds, outbounds, ready):
+def sing_box(inbounds, outbounds, ready, at=LOOPBACK):
     config = {"log": {"level": "warn"}, "inbounds": inbounds, "outbounds": outbounds}
-    config["dns"] = {"servers": [{"tag": "h", "type": "hosts", "predefined": {"echo.test": "127.0.0.1"}}]}
+    config["dns"] = {"servers": [{"tag": "h", "type": "hosts", "predefined": {"echo.test": at}}]}
     config["route"] = {"default_domain_resolver": "h"}
-    return program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=ready)
+    return program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=ready, host=at)
 
 
-def sing_box_server(method, **fields):
-    port = free_port()
-    inbound = {"type": "shadowsocks", "listen": "127.0.0.1", "listen_port": port, "method": method}
+def sing_box_server(method, at=LOOPBACK, **fields):
+    port = free_port(at)
+    inbound = {"type": "shadowsocks", "listen": at, "listen_port": port, "method": method}
     inbound |= {"password": PASSWORDS[method], **fields}
-    return port, sing_box([inbound], [{"type": "direct"}], port)
+    return port, sing_box([inbound], [{"type": "direct"}], port, at)
 
 
-def sing_box_client(method, server, password=None):
-    port = free_port()
-    inbound = {"type": "socks", "listen": "127.0.0.1", "listen_port": port}
-    outbound = {"type": "shadowsocks", "server": "127.0.0.1", "server_port": server, "method": method}
+def sing_box_client(method, server, password=None, at=LOOPBACK):
+    port = free_port(at)
+    inbound = {"type": "socks", "listen": at, "listen_port": port}
+    outbound = {"type": "shadowsocks", "server": at, "server_port": server, "method": method}
     outbound["password"] = PASSWORDS[method] if password is None else password
-    return port, sing_box([inbound], [outbound], port)
+    return port, sing_box([inbound], [outbound], port, at)
 
 
 @pytest.mark.peer("sing-box")
 @pytest.mark.parametrize("method", PASSWORDS)
-def test_out_to_sing_box(method):
-    port, server = sing_box_server(method)
-    with echo() as target, server, ours_out(method, port) as gateway:
-        check(gateway.port, target)
-        check(gateway.port, target, "echo.test")
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_out_to_sing_box(method, at):
+    port, server = sing_box_server(method, at)
+    with echo(at) as target, server, ours_out(method, port, at=at) as gateway:
+        check(gateway.port, target, at, at)
+        check(gateway.port, target, "echo.test", at)
 
 
 @pytest.mark.peer("sing-box")
 @pytest.mark.parametrize("method", PASSWORDS)
-def test_in_from_sing_box(method):
-    with echo() as target, ours_in(method) as gateway:
-        port, client = sing_box_client(method, gateway.port)
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_in_from_sing_box(method, at):
+    with echo(at) as target, ours_in(method, at) as gateway:
+        port, client = sing_box_client(method, gateway.port, at=at)
         with client:
-            check(port, target)
-            check(port, target, "echo.test")
+            check(port, target, at, at)
+            check(port, target, "echo.test", at)
 
 
 @pytest.mark.peer("sing-box")

@@ -13,6 +13,8 @@ import pytest
 from tests import peers
 from tests.interop.harness import (
     DEADLINE,
+    LOOPBACK,
+    LOOPBACKS,
     Gateway,
     ask,
     check_datagrams,
@@ -24,23 +26,24 @@ from tests.interop.harness import (
     program,
     socks_connect,
 )  # fmt: skip
-from tests.interop.web import curl, web
+from tests.interop.web import bracket, curl, web
 
 USER = ("me", "secret")
 USERS = [{"username": USER[0], "password": USER[1]}]
 FREEDOM = {"protocol": "freedom", "settings": {"finalRules": [{"action": "allow"}]}}
 
 
-def ours_out(port, **fields):
-    return Gateway({"type": "socks"}, {"type": "socks", "server": "127.0.0.1", "server_port": port, **fields})
+def ours_out(port, at=LOOPBACK, **fields):
+    return Gateway({"type": "socks"}, {"type": "socks", "server": at, "server_port": port, **fields}, at)
 
 
 @pytest.mark.peer("curl")
 @pytest.mark.parametrize("scheme", ["socks4", "socks4a", "socks5", "socks5h"])
-def test_in_from_curl(scheme):
-    with web() as (port, body), Gateway({"type": "socks"}) as gateway:
-        host = "127.0.0.1" if scheme in ("socks4", "socks5") else "localhost"
-        assert curl(f"http://{host}:{port}/", "-x", f"{scheme}://127.0.0.1:{gateway.port}") == body
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_in_from_curl(scheme, at):
+    with web() as (port, body), Gateway({"type": "socks"}, host=at) as gateway:
+        host = "127.0.0.1" if at == "::1" or scheme in ("socks4", "socks5") else "localhost"
+        assert curl(f"http://{host}:{port}/", "-x", f"{scheme}://{bracket(at)}:{gateway.port}") == body
         assert [str(flow.destination.host) for flow in gateway.router.flows] == [host]
 
 
@@ -66,35 +69,42 @@ def test_refusal_reaches_curl(scheme):
     assert failed.value.returncode == 97  # CURLE_PROXY: the proxy answered, with a refusal
 
 
-def sing_box(inbound, outbound):
-    port = free_port()
-    inbound = {"listen": "127.0.0.1", "listen_port": port, **inbound}
+def sing_box(inbound, outbound, at=LOOPBACK):
+    port = free_port(at)
+    inbound = {"listen": at, "listen_port": port, **inbound}
     config = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [outbound]}
-    return port, program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port)
+    return port, program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port, host=at)
+
+
+VERSIONS = ["4", "4a", "5", "5 with password"]
 
 
 @pytest.mark.peer("sing-box")
-@pytest.mark.parametrize("version", ["4", "4a", "5", "5 with password"])
-def test_out_to_sing_box(version):
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_out_to_sing_box(version, at):
     users, fields = ([], {}) if "password" not in version else (USERS, USERS[0])
-    port, server = sing_box({"type": "socks", "users": users}, {"type": "direct"})
-    with echo() as target, server, ours_out(port, version=version.split()[0], **fields) as gateway:
-        check_stream(socks_connect(gateway.port, "127.0.0.1", target), half_close=True)
+    port, server = sing_box({"type": "socks", "users": users}, {"type": "direct"}, at)
+    host = at if version.startswith("5") else LOOPBACK
+    with echo(host) as target, server, ours_out(port, at, version=version.split()[0], **fields) as gateway:
+        check_stream(socks_connect(gateway.port, host, target, at=at), half_close=True)
         if version.startswith("5"):
-            check_datagrams(gateway.port, "127.0.0.1", target)
+            check_datagrams(gateway.port, host, target, at=at)
 
 
 @pytest.mark.peer("sing-box")
-@pytest.mark.parametrize("version", ["4", "4a", "5", "5 with password"])
-def test_in_from_sing_box(version):
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_in_from_sing_box(version, at):
     users, fields = ([], {}) if "password" not in version else (USERS, USERS[0])
-    with echo() as target, Gateway({"type": "socks", "users": users}) as gateway:
-        outbound = {"type": "socks", "server": "127.0.0.1", "server_port": gateway.port, "version": version.split()[0]}
-        port, client = sing_box({"type": "socks"}, outbound | fields)
+    host = at if version.startswith("5") else LOOPBACK
+    with echo(host) as target, Gateway({"type": "socks", "users": users}, host=at) as gateway:
+        outbound = {"type": "socks", "server": at, "server_port": gateway.port, "version": version.split()[0]}
+        port, client = sing_box({"type": "socks"}, outbound | fields, at)
         with client:
-            check_stream(socks_connect(port, "127.0.0.1", target), half_close=True)
+            check_stream(socks_connect(port, host, target, at=at), half_close=True)
             if version.startswith("5"):
-                check_datagrams(port, "127.0.0.1", target)
+                check_datagrams(port, host, target, at=at)
 
 
 @pytest.mark.peer("xray")

@@ -69,6 +69,11 @@ def web(seen=None):
         server.server_close()
 
 
+def bracket(host):
+    """As it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
 def curl(*words):
     """What curl printed; raises CalledProcessError where it failed."""
     command = ["curl", "-q", "-sS", "--fail", "--noproxy", "", "--max-time", DEADLINE, *words]
