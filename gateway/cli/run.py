@@ -15,6 +15,7 @@ from gateway.cli import configuration, instance
 from gateway.config.root import Config
 from gateway.core.errors import GatewayError
 from gateway.service.control import Control
+from gateway.service.descriptors import raise_limit
 
 LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
     logs(config)
+    raise_limit()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(arguments, config))
 

@@ -10,12 +10,13 @@ import asyncio
 import errno
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from gateway.config.shared import ListenOptions
-from gateway.core.address import Address
+from gateway.core.address import IP, Address
 from gateway.core.contracts import Edge, Wiring
 from gateway.core.stream import Buffer, Receiver
 from gateway.kernel.edge import IN
@@ -33,6 +34,8 @@ PAUSE = 0.5
 """Seconds without accepting after the process ran out of descriptors or memory."""
 HANDSHAKES = 4096
 """Connections of one listener whose handshake runs; further ones wait in the kernel's backlog."""
+HANDSHAKES_OF_ONE = 1024
+"""The same for one client address; further ones are closed, so that other clients need not wait."""
 
 TCP_FASTOPEN = 23
 IPPROTO_MPTCP = 262
@@ -188,7 +191,8 @@ class StreamListener:
         self._wiring = wiring
         self._serve = serve
         self._acceptor: Acceptor | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], IP | str] = {}
+        self._counts: Counter[IP | str] = Counter()
         self.bound = Address(IPv6Address(0), 0)
 
     async def start(self) -> None:
@@ -198,15 +202,22 @@ class StreamListener:
         self._acceptor = Acceptor(self._wiring.edge, sock, self._accepted)
 
     def _accepted(self, sock: socket.socket, name: SockAddr) -> None:
-        stream = SocketStream(self._wiring.edge, sock)
-        task = self._wiring.edge.loop.create_task(self._serve(stream, address_of(name)))
-        self._tasks.add(task)
+        source = address_of(name)
+        if self._counts[source.host] >= HANDSHAKES_OF_ONE:
+            sock.close()
+            return
+        self._counts[source.host] += 1
+        task = self._wiring.edge.loop.create_task(self._serve(SocketStream(self._wiring.edge, sock), source))
+        self._tasks[task] = source.host
         task.add_done_callback(self._finished)
         if len(self._tasks) >= HANDSHAKES and self._acceptor is not None:
             self._acceptor.stop()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        host = self._tasks.pop(task)
+        self._counts[host] -= 1
+        if not self._counts[host]:
+            del self._counts[host]
         if len(self._tasks) == HANDSHAKES - 1 and self._acceptor is not None:
             self._acceptor.resume()
         if not task.cancelled() and (error := task.exception()) is not None:
