@@ -37,6 +37,7 @@ SOURCES: dict[str, Source] = {
     "danted": Debian("dante-server", ("danted",)),
     "microsocks": Debian("microsocks", ("microsocks",)),
     "dnsperf": Debian("dnsperf", ("dnsperf",)),
+    "ethtool": Debian("ethtool", ("ethtool",)),
     "iperf3": Debian("iperf3", ("iperf3",)),
     "wrk": Debian("wrk", ("wrk",)),
     "kea-dhcp4": Debian("kea-dhcp4-server", ("kea-dhcp4",)),
