@@ -7,13 +7,17 @@ import re
 from collections.abc import Sequence
 
 from gateway.lab.host import Host
+from gateway.lab.netns import LabError
 from tests import peers
 from tests.bench.measure import RunFailed, Sample, say
 from tests.bench.rig import BULK, HTTP
 
 
 def told(host: Host, command: Sequence[str], seconds: float) -> str:
-    result = host.run(command, timeout=seconds + 60)
+    try:
+        result = host.run(command, timeout=seconds + 15)
+    except LabError as error:
+        raise RunFailed(str(error)) from None
     if not result.ok:
         raise RunFailed(f"{' '.join(command)}: exit {result.code}: {result.out[-300:]} {result.err[-300:]}")
     return result.out
@@ -22,6 +26,7 @@ def told(host: Host, command: Sequence[str], seconds: float) -> str:
 def iperf3(target: str, seconds: int, *, down: bool, streams: int = 2) -> list[str]:
     """Bulk over TCP; ``down``: the server sends."""
     command = [str(peers.path("iperf3")), "-c", target, "-p", str(BULK), "-t", str(seconds), "-P", str(streams), "-J"]
+    command += ["--connect-timeout", "5000"]
     return [*command, *(["-R"] if down else [])]
 
 

@@ -2,12 +2,13 @@
 
 ::
 
-    client ──[lan] ours  [wan]── server      192.168.1.0/24   198.51.100.16/28
-       ├─────[lan] plain [wan]─────┤         192.168.2.0/24   198.51.100.32/28
-       └─────[lan] peer  [wan]─────┘         192.168.3.0/24   198.51.100.48/28
+    client ──[lan] ours  [wan]── server      192.168.1.0/24   192.0.2.16/28   198.51.100.1
+       ├─────[lan] plain [wan]─────┤         192.168.2.0/24   192.0.2.32/28   198.51.100.2
+       └─────[lan] peer  [wan]─────┘         192.168.3.0/24   192.0.2.48/28   198.51.100.3
 
 All stand at once, so that runs may alternate; the one that is not measured idles. The client reaches the server at the
-address that lies behind the router it means. Everything goes with the :class:`Lab`.
+address that lies behind the router it means, one hop beyond the router's own networks (which a sing-box router never
+takes over). Everything goes with the :class:`Lab`.
 """
 
 from __future__ import annotations
@@ -82,7 +83,12 @@ class Router:
 
     @property
     def target(self) -> str:
-        return f"198.51.100.{self.number * 16 + 2}"
+        return f"198.51.100.{self.number}"
+
+    @property
+    def hop(self) -> str:
+        """Where its default route goes."""
+        return f"192.0.2.{self.number * 16 + 2}"
 
     @property
     def pid(self) -> int:
@@ -145,7 +151,7 @@ class Rig:
 
     def sing_box(self, name: str, config: Mapping[str, Any], ready: Ready = (), nft: str = "") -> Router:
         """sing-box as it comes, GOMAXPROCS untouched; its configuration is printed."""
-        router = self[name]
+        router = self.plain(name)
         if nft:
             router.host.run(["nft", "-f", "-"], stdin=nft.encode(), check=True)
         value = {"log": {"level": "warn"}} | dict(config)
@@ -212,10 +218,11 @@ def topology(names: Sequence[str]) -> Topology:
             Link(End("server", f"to-{name}"), End(name, "wan")),
         ]
         client[f"to-{name}"] = (f"{lan}.2/24",)
-        server[f"to-{name}"] = (f"198.51.100.{wan + 2}/28",)
-        routes.append(Route(f"198.51.100.{wan}/28", f"{lan}.1"))
-        addresses = {"lan": (f"{lan}.1/24",), "wan": (f"198.51.100.{wan + 1}/28",)}
-        way = (Route("default", f"198.51.100.{wan + 2}"),)
+        server[f"to-{name}"] = (f"192.0.2.{wan + 2}/28",)
+        server["lo"] = (*server.get("lo", ()), f"198.51.100.{number}/32")
+        routes.append(Route(f"198.51.100.{number}/32", f"{lan}.1"))
+        addresses = {"lan": (f"{lan}.1/24",), "wan": (f"192.0.2.{wan + 1}/28",)}
+        way = (Route("default", f"192.0.2.{wan + 2}"),)
         hosts.append(Plan(name, addresses=addresses, routes=way, sysctls=ports | {"ipv4/ip_forward": "1"}))
     hosts += [Plan("client", addresses=client, routes=tuple(routes), sysctls=ports), Plan("server", addresses=server)]
     return Topology("bench", tuple(hosts), tuple(links))
@@ -224,7 +231,7 @@ def topology(names: Sequence[str]) -> Topology:
 def gateway_object(router: Router) -> dict[str, Any]:
     """What makes a router of ours out of it."""
     wan = router.number * 16
-    static = {"address": [f"198.51.100.{wan + 1}/28"], "gateway": [router.target]}
+    static = {"address": [f"192.0.2.{wan + 1}/28"], "gateway": [router.hop]}
     return {
         "uplinks": [{"interface": "wan", "static": static}],
         "lans": [{"interface": "lan", "address": [f"{router.lan}/24"]}],

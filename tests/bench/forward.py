@@ -1,0 +1,120 @@
+"""Flows that the kernel decides: our router beside one that only forwards, and beside sing-box with the same rules.
+
+20 rules and ``geoip-cn`` (:mod:`tests.bench.rules`). sing-box: tun with auto_route and auto_redirect. Bulk is iperf3
+with two streams, connections are wrk's with ``Connection: close`` against nginx; with segmentation offloads on all
+cables and without.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.bench.load import bulk, connections, iperf3, wrk
+from tests.bench.measure import PLAIN, SING_BOX, Bench, RunFailed, Sample, alternate, cpu_seconds, say
+from tests.bench.rig import Rig, Router, rig
+from tests.bench.rules import household
+
+SECONDS = 2
+INSERT, LOAD = 1000.0, 1000.0
+"""Budgets of our own: microseconds that an answer of DNS may wait for the kernel, milliseconds for all rules."""
+TUN = {
+    "type": "tun",
+    "tag": "tun",
+    "interface_name": "tun0",
+    "address": ["172.19.0.1/30", "fdfe:dcba:9876::1/126"],
+    "auto_route": True,
+    "auto_redirect": True,
+}
+SIDES = {"ours": "ours", "plain": "plain", "peer": "peer"}
+CONTROLLED = "throughput tcp up gso-on"
+
+
+def run(bench: Bench) -> None:
+    with rig("ours", "plain", "peer", "bare") as made:
+        made.iperf3()
+        made.nginx()
+        made.plain("plain")
+        made.ours("ours", household())
+        config = household()
+        config["inbounds"] = [TUN]
+        config["route"]["auto_detect_interface"] = True
+        made.sing_box("peer", config)
+        check(made)
+        for gso in (True, False):
+            measure(bench, made, gso)
+        insert(bench, made)
+
+
+def check(made: Rig) -> None:
+    """The kernel carries ours, userspace sing-box's: else this would measure something else."""
+    deadline = time.monotonic() + 30
+    spent: dict[str, float] = {}
+    for name in ("ours", "peer"):
+        router = made[name]
+        while True:
+            before = cpu_seconds(router.pid)
+            try:
+                bulk(made.client, iperf3(router.target, 1, down=False), 1)
+                spent[name] = cpu_seconds(router.pid) - before
+                if name == "ours" or spent[name] > 0.05:
+                    break
+            except RunFailed:
+                pass
+            router.alive()
+            assert time.monotonic() < deadline, f"nothing passes {name}"
+    say(f"CPU seconds of the router's process in one second of bulk: {spent}")
+    assert spent["ours"] < 0.05, "our process carries what the kernel should"
+    counters = made["ours"].host.run(["nft", "-j", "list", "counters", "table", "inet", "gateway"]).json()
+    packets = {
+        item["counter"]["name"]: item["counter"]["packets"] for item in counters["nftables"] if "counter" in item
+    }
+    assert packets["to_direct"] > 0, packets
+
+
+def measure(bench: Bench, made: Rig, gso: bool) -> None:
+    state = "gso-on" if gso else "gso-off"
+    made.offload(gso)
+    for direction in ("up", "down"):
+        case = f"throughput tcp {direction} {state}"
+        if bench.wants(*(f"{case} {against}" for against in (PLAIN, SING_BOX)), f"{case} control"):
+            command = partial(iperf3, seconds=SECONDS, down=direction == "down")
+            compare(bench, made, case, "Mbit/s", {name: command(made[name].target) for name in SIDES}, bulk)
+    case = f"connections tcp {state}"
+    if bench.wants(f"{case} {PLAIN}", f"{case} {SING_BOX}"):
+        compare(bench, made, case, "conn/s", {name: wrk(made[name].target, SECONDS) for name in SIDES}, connections)
+
+
+def compare(bench: Bench, made: Rig, case: str, unit: str, commands: dict[str, list[str]], load: Any) -> None:
+    sides = {name: partial(once, made, made[name], command, load) for name, command in commands.items()}
+    if case == CONTROLLED:
+        sides["control"] = sides["plain"]
+    found = alternate(case, bench.runs, sides)[unit]
+    for name, against in (("plain", PLAIN), ("peer", SING_BOX)):
+        shown = [" ".join(commands[side]) for side in ("ours", name)]
+        bench.row(f"{case} {against}", found["ours"], found[name], peer_name=against, unit=unit, commands=shown)
+    if case == CONTROLLED:
+        shown = [" ".join(commands["plain"])] * 2
+        bench.row(f"{case} control", found["control"], found["plain"], peer_name=PLAIN, unit=unit, commands=shown)
+
+
+def once(made: Rig, router: Router, command: list[str], load: Any) -> Sample:
+    made.forget()
+    found: Sample = load(made.client, command, SECONDS)
+    router.alive()
+    return found
+
+
+def insert(bench: Bench, made: Rig) -> None:
+    """In a namespace of its own, so that nothing else steers there."""
+    if not bench.wants("insert", "load"):
+        return
+    file: Path = made.write("learning.json", household())
+    command = [sys.executable, "-m", "tests.bench.learning", str(file), str(bench.runs)]
+    found = json.loads(made["bare"].host.run(command, timeout=120, check=True).out)
+    bench.budget("insert learned name", found["insert"], INSERT, "us", [" ".join(command)])
+    bench.budget("load ruleset", found["load"], LOAD, "ms", [" ".join(command)])
