@@ -7,19 +7,23 @@ import json
 import os
 import random
 import sys
+import textwrap
 import time
 from typing import Any
 
 from gateway.cli.lab import programs
 from gateway.core.errors import GatewayError
-from gateway.lab.checks import CHECKS, clean_stop
-from gateway.lab.stage import CheckError, LabError, Stage
+from gateway.lab.checks import CHECKS
+from gateway.lab.faults import clean_stop
+from gateway.lab.forecast import CheckError
+from gateway.lab.stage import LabError, Stage
 
 SABOTAGES = {
     "no-gateway": "the gateway is not started",
     "open-wan": "the firewall is left out",
     "no-bpf": "the process programs cannot be attached; userspace must look owners up",
     "all-direct": "no rule is left",
+    "all-proxied": "no rule is left, and what is left goes through the proxy",
     "no-dns-capture": "the LAN's name queries pass",
 }
 
@@ -55,11 +59,13 @@ def play(stage: Stage) -> dict[str, Any]:
     checks: list[dict[str, Any]] = []
 
     def note(name: str, work: Any) -> None:
+        stage.forecasts.clear()
         try:
             detail, ok = work(), True
-        except (CheckError, LabError, KeyError, OSError, ValueError) as error:
-            detail, ok = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error), False
-        checks.append({"name": name, "ok": ok, "detail": detail})
+        except (CheckError, LabError, LookupError, OSError, ValueError) as error:
+            detail, ok = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error), False
+        prediction = ", ".join(dict.fromkeys(map(str, stage.forecasts))) or None
+        checks.append({"name": name, "ok": ok, "detail": detail, "prediction": prediction})
         say(f"  {'ok' if ok else 'NO':3} {name}: {detail}")
 
     with stage.lab:
@@ -76,7 +82,8 @@ def play(stage: Stage) -> dict[str, Any]:
                 "lease": {"address": stage.wan4, "server": drawn.isp4, "mac": drawn.wan_mac},
                 "checks": checks,
                 "hosts": {
-                    site.host: [site.ipv4, site.ipv6, *site.names] for site in (drawn.lan1, drawn.lan2, *drawn.sites)
+                    site.host: [site.ipv4, site.ipv6, *site.names]
+                    for site in (drawn.lan1, drawn.lan2, *drawn.sites, drawn.vps)
                 },
             }
         finally:
@@ -84,19 +91,49 @@ def play(stage: Stage) -> dict[str, Any]:
 
 
 def picture(report: dict[str, Any]) -> str:
-    """The network and the checks, for a person."""
-    hosts, wan = report["hosts"], report["lease"]["address"] or "no lease"
-    lines = [
-        "",
-        f"  lan1 {hosts['lan1'][0]:15} ─┐                                           ┌─ site1 {hosts['site1'][0]}",
-        f"                       ├─ [lan] router [wan {wan:13}] ── isp ─┼─ site2 {hosts['site2'][0]}",
-        f"  lan2 {hosts['lan2'][0]:15} ─┘   masquerades IPv4, routes IPv6         └─ ...",
-        "",
-    ]
-    width = max(len(check["name"]) for check in report["checks"])
-    lines += [
-        f"  {'✔' if check['ok'] else '✘'} {check['name']:{width}}  {check['detail']}" for check in report["checks"]
-    ]
+    """The network and the checks, for a person; 100 columns."""
     good = sum(check["ok"] for check in report["checks"])
-    lines += ["", f"  {good} of {len(report['checks'])} checks hold, {report['seconds']} s"]
-    return "\n".join(lines)
+    total = f"  {good} of {len(report['checks'])} checks hold, {report['seconds']} s"
+    return "\n".join(["", *network(report), "", *table(report["checks"]), "", total])
+
+
+WAYS = {
+    "site1": "direct, by address",
+    "site2": "direct, by name",
+    "site3": "proxied, by name",
+    "site4": "proxied, UDP and QUIC",
+    "site5": "refused",
+    "site6": "two names: one of each",
+}
+
+
+def network(report: dict[str, Any]) -> list[str]:
+    hosts, wan = report["hosts"], report["lease"]["address"] or "no lease"
+    left = [""] * 7
+    left[2] = f"lan1 {hosts['lan1'][0]:15} ─┐"
+    left[3] = " " * 22 + f"├─ router {wan} ── isp ─"
+    left[4] = f"lan2 {hosts['lan2'][0]:15} ─┘   IPv4 masqueraded"
+    left[5] = " " * 26 + "IPv6 routed"
+    right = [f"{name} {hosts[name][0]:15} {way}" for name, way in WAYS.items()]
+    right.append(f"vps   {hosts['vps'][0]:15} the proxy server")
+    last = len(right) - 1
+    lines = []
+    for number, (near, far) in enumerate(zip(left, right, strict=True)):
+        if number == 3:
+            lines.append(f"  {near:─<52}┼─ {far}")
+        else:
+            lines.append(f"  {near:52}{'┌' if number == 0 else '└' if number == last else '├'}─ {far}")
+    return lines
+
+
+def table(checks: list[dict[str, Any]]) -> list[str]:
+    """What was seen, and below it what ``explain`` had said."""
+    width = max(len(check["name"]) for check in checks)
+    lines = []
+    for check in checks:
+        rows = textwrap.wrap(check["detail"], 100 - 6 - width) or [""]
+        if check["prediction"]:
+            rows += textwrap.wrap(f"predicted: {check['prediction']}", 100 - 6 - width, subsequent_indent="  ")
+        mark = "✔" if check["ok"] else "✘"
+        lines += [f"  {mark} {check['name']:{width}}  {rows[0]}", *(" " * (width + 6) + row for row in rows[1:])]
+    return lines

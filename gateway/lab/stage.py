@@ -6,6 +6,7 @@ The gateway's configuration is the one in ``examples/``, with the drawn addresse
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import json
 import random
 import shutil
@@ -17,28 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config.text import parse
+from gateway.lab.forecast import CheckError, Forecast, expect, forecast
 from gateway.lab.lab import Lab
 from gateway.lab.netns import LabError
 from gateway.lab.process import Process, User
 from gateway.lab.scenario import home
+from gateway.lab.snapshot import snapshot
+from gateway.service.control import alive
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FORWARDED = 8081
 USER = "nobody"
 """Whose flows the rules proxy."""
-UNSTEADY = "-e nf_conntrack_count -e stable_secret -e tcp_fastopen_key"
-"""Sysctls that the kernel itself draws or counts."""
 PATIENCE = 20.0
 """Seconds that anything may take; generous, for the machine is shared."""
-
-
-class CheckError(Exception):
-    """What was seen is not what should be."""
-
-
-def expect(condition: object, message: str) -> None:
-    if not condition:
-        raise CheckError(message)
 
 
 def poll(work: Callable[[], Any], message: str, timeout: float = PATIENCE) -> Any:
@@ -55,16 +48,22 @@ class Stage:
     """One lab and the gateway on its router. ``sabotage`` breaks one thing on purpose."""
 
     def __init__(self, programs: Mapping[str, str], seed: int, sabotage: str = "") -> None:
-        self.home = home.draw(random.Random(seed))
+        self.home = home.draw(random.Random(seed), sites=6)
         self.lab = Lab(home.topology(self.home, programs, datetime.datetime.now(datetime.UTC), uplink=False))
         self.sabotage = sabotage
         self.gateway: Process | None = None
         self.changes: dict[str, Any] = {}
         self.wan4 = ""
+        self.forecasts: list[Forecast] = []
 
     @property
     def instance(self) -> str:
         return f"lab-{self.lab.id}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the gateway of this stage has its control socket."""
+        return Path("/run/gateway") / self.instance
 
     def configuration(self) -> dict[str, Any]:
         """``examples/gateway.json`` with this run's addresses."""
@@ -96,7 +95,7 @@ class Stage:
 
     def rules(self) -> dict[str, Any]:
         """``examples/home.json`` with this run's sites: 1 direct by address, 2 by name, 3 and 4 proxied by name, UDP
-        echo proxied, 5 rejected."""
+        echo proxied, 5 rejected; of the two names of 6 the first is proxied, the second direct."""
         value: dict[str, Any] = parse((EXAMPLES / "home.json").read_text(), "home.json")
         drawn, (direct, rejected, _, _, far) = self.home, value["route"]["rules"]
         value["dns"]["servers"][0]["server"] = drawn.resolver.ipv4
@@ -108,9 +107,11 @@ class Stage:
             {"user": USER, "outbound": "proxy"},
             *value["route"]["rules"],
         ]
-        far["domain"] = [drawn.sites[2].names[0], drawn.sites[3].names[0]]
+        far["domain"] = [drawn.sites[number].names[0] for number in (2, 3, 5)]
         if self.sabotage == "all-direct":
             value["route"]["rules"] = []
+        if self.sabotage == "all-proxied":
+            value["route"] |= {"rules": [], "final": "proxy"}
         return value
 
     def write(self) -> list[Path]:
@@ -131,7 +132,7 @@ class Stage:
     def answers(self) -> bool:
         if self.gateway is not None and not self.gateway.running:
             raise CheckError(f"the gateway has ended: {self.gateway.told()}")
-        return bool(self.command("status", "--json").ok)
+        return alive(self.folder / "control.sock")
 
     def command(self, *words: str) -> Any:
         return self.lab.host("router").run([sys.executable, "-m", "gateway", *words, "--instance", self.instance])
@@ -157,6 +158,24 @@ class Stage:
         log = self.lab.service_folder("isp", "dnsmasq") / "log"
         text = log.read_text() if log.exists() else ""
         return sum("DHCPACK" in line and self.home.wan_mac in line for line in text.splitlines())
+
+    def predict(self, destination: str, *, source: str = "", **more: Any) -> Forecast:
+        """What the gateway's ``explain`` says of a flow to ``destination`` now, of a LAN host called ``source`` or of
+        the router itself; ``more``: network, port, process, user, uid, shown. Kept in ``forecasts``."""
+        if source:
+            host = self.home.lan1 if source == "lan1" else self.home.lan2
+            more["source"] = host.ipv6 if ":" in destination else host.ipv4
+        found = forecast(self.folder, destination, **more)
+        self.forecasts.append(found)
+        return found
+
+    def way(self, client: str) -> str:
+        """How a flow went, told by whom the server saw: ``proxy``, ``direct``, or the address of somebody else."""
+        if client in (self.home.vps.ipv4, self.home.vps.ipv6):
+            return "proxy"
+        own = [self.wan4, self.home.router_wan6]
+        inside = ipaddress.ip_network(self.home.lan6)
+        return "direct" if client in own or ipaddress.ip_address(client) in inside else client
 
     def fetch(
         self, host: str, url: str, *more: str, timeout: float = 5, curl: str = "curl", user: User | None = None
@@ -187,27 +206,12 @@ class Stage:
         return last
 
     def snapshot(self) -> dict[str, str]:
-        """All of the router's network that the gateway could have changed, as text."""
-        router = self.lab.host("router")
-        commands = {
-            "nft": ["nft", "-j", "list", "ruleset"],
-            "rules": ["sh", "-c", "ip -4 rule; ip -6 rule"],
-            "routes": ["sh", "-c", "ip -4 route show table all; ip -6 route show table all"],
-            "addresses": ["sh", "-c", "ip -br addr | sed 's/@if[0-9]*//'"],
-            "sysctls": [
-                "sh",
-                "-c",
-                f"sysctl -a 2>/dev/null | grep ^net | grep -v {UNSTEADY}",
-            ],
-        }
-        found = {name: router.run(words).out for name, words in commands.items()}
-        found["listeners"] = "\n".join(map(str, sorted(router.listeners())))
-        return found
+        return snapshot(self.lab.host("router"))
 
     def close(self) -> None:
         """Forget the lease of this instance; the lab takes down everything else."""
         shutil.rmtree(Path("/var/lib/gateway") / self.instance, ignore_errors=True)
-        shutil.rmtree(Path("/run/gateway") / self.instance, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 __all__ = ["CheckError", "LabError", "Stage", "expect", "poll"]

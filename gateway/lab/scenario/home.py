@@ -46,7 +46,7 @@ class Home:
 
     ``lan4``/``lan6`` are the LAN's networks, ``router_lan4``/``router_lan6`` the gateway's addresses in them,
     ``router_wan6`` its static IPv6 on the WAN with ``isp6`` as next hop; IPv4 on the WAN comes by DHCP out of
-    ``pool``, with ``isp4`` as router and name server. ``sites[4]`` has two names for its one pair of addresses.
+    ``pool``, with ``isp4`` as router and name server. the last site has two names for its one pair of addresses.
     """
 
     lan4: str

@@ -12,12 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PROXIED = {
-    "proxied-by-domain", "proxied-by-process", "proxied-by-user", "proxied-udp", "quic-sniffed", "blocked",
-    "ipv6-proxied",
+    "proxied-by-domain", "shared-address-conflict", "proxied-by-process", "proxied-by-user", "proxied-udp",
+    "quic-sniffed", "ipv6-proxied",
 }  # fmt: skip
-EVERY = PROXIED | {
-    "late-uplink", "lease", "direct-by-ip", "direct-by-domain", "direct-quic", "dns-intercepted", "ipv6-direct",
-    "port-forward-kept", "own-ssh-kept", "wan-closed", "reload-keeps-flows", "renew", "kill9-fails-open", "clean-stop",
+DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct"}
+PREDICTED = PROXIED | DIRECT | {"blocked", "reload-keeps-flows", "kill9-fails-open"}
+"""Checks of flows that the rules decide."""
+EVERY = PREDICTED | {
+    "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "own-ssh-kept", "wan-closed", "renew", "clean-stop",
 }  # fmt: skip
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("demo")]
@@ -40,6 +42,7 @@ def test_everything_holds() -> None:
     report = demo()
     assert broken(report) == {}
     assert {check["name"] for check in report["checks"]} == EVERY
+    assert {check["name"] for check in report["checks"] if check["prediction"]} == PREDICTED
     assert report["lease"]["address"].startswith("192.0.2.")
 
 
@@ -49,9 +52,13 @@ def test_everything_holds() -> None:
     [
         ("no-gateway", EVERY),
         ("open-wan", {"wan-closed"}),
-        ("all-direct", PROXIED),
-        # Nothing is lost: what the kernel cannot tell goes to userspace, which asks /proc.
-        ("no-bpf", set()),
+        # SIGKILL: the UDP socket was to be proxied before.
+        ("all-direct", PROXIED | {"blocked", "kill9-fails-open"}),
+        # Of process and user it is shown that another's flow goes directly.
+        ("all-proxied", DIRECT | {"blocked", "shared-address-conflict", "proxied-by-process", "proxied-by-user"}),
+        # What the kernel cannot tell goes to userspace, which asks /proc: who is proxied still is, but no flow of the
+        # router is the kernel's alone.
+        ("no-bpf", {"proxied-by-process", "proxied-by-user"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", {"dns-intercepted", "direct-by-domain"}),
     ],
