@@ -45,6 +45,7 @@ class Host:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding."""
         self._base(self.options)
+        await self._dismiss()
         await self.netlink.__aenter__()
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
@@ -88,8 +89,19 @@ class Host:
             "problems": dict(self.lans.problems),
         }
 
+    @property
+    def keeper(self) -> str:
+        """The word on the command line by which this instance's keeper is known (``fail: hold``)."""
+        return f"--keeper={self.journal.path.parent}"
+
+    async def _dismiss(self) -> None:
+        """End the keeper that a former run has left: the table that it holds goes, and the guard stands already."""
+        await asyncio.to_thread(undo_process, {"argument": self.keeper})
+
     def _base(self, options: GatewayOptions) -> None:
         self.journal.record(base.UNDO)
+        if options.fail == "hold":
+            self.journal.record({"kind": "process", "op": "kill", "argument": self.keeper})
         base.apply(Library(), base_plan(options))
 
 

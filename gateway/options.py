@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +23,8 @@ class KernelOptions(Options):
 
 
 class ForwardOptions(Options, kw_only=True):
-    """A port forward from the uplinks to a LAN host; ``to_port`` 0 keeps the port."""
+    """A port forward from the uplinks to a LAN host; ``to_port`` 0 keeps the port. IPv6 is routed, never translated:
+    to an IPv6 host it is an opening, and the port stays."""
 
     network: Literal["tcp", "udp"] = "tcp"
     port: int
@@ -32,6 +34,8 @@ class ForwardOptions(Options, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536 or not 0 <= self.to_port < 65536:
             raise ValueError("port and to_port are 1 to 65535")
+        if ip_address(self.to).version == 6 and self.to_port not in (0, self.port):
+            raise ValueError("IPv6 is not translated: to_port cannot differ from port")
 
 
 class GatewayOptions(Options):

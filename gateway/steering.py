@@ -94,7 +94,10 @@ class Kernel:
             await self._host.netlink.steer()
             self._steerer = Steerer()
             lans = tuple(lan.interface for lan in self._options.lans)
-            self._steerer.apply(self._steering(), Capture(lans, self._inbound.port, port))
+            capture = Capture(lans, self._inbound.port, port, one_armed=not self._options.uplinks)
+            self._steerer.apply(self._steering(), capture)
+            if self._options.fail == "hold":
+                self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
             if self._options.learn:
                 self._plane.resolver.teach(self)
                 self._expire()
@@ -147,9 +150,10 @@ class Kernel:
             self._timer.cancel()
         self._plane.resolver.teach(None)
         if self._steerer is not None:
-            self._steerer.close()
-        with contextlib.suppress(KernelError):
-            await self._host.netlink.steer(False)
+            self._steerer.leave()
+        if self._steerer is None or not self._steerer.held:
+            with contextlib.suppress(KernelError):
+                await self._host.netlink.steer(False)
         if self._marks is not None:
             self._marks.close()
         if self._dns is not None:

@@ -135,6 +135,8 @@ class Capture:
     """Local port that the LAN's port 53 is redirected to; 0 = DNS is not captured."""
     local: bool = True
     """Steer router-local flows too."""
+    one_armed: bool = False
+    """The way out leads through a LAN: router-local flows that leave through one are steered."""
 
 
 @dataclass(frozen=True, slots=True)

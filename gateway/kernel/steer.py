@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from gateway.core.address import Address
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack
-from gateway.kernel.nft.element import Step
+from gateway.kernel.nft.element import Step, batch
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
-from gateway.kernel.reaper import Reaper
+from gateway.kernel.reaper import Reaper, Will
 
+DNS = (53).to_bytes(2, "big")
 BACK = 300
 """Seconds in which the next datagram of a UDP flow handed back to the kernel is direct; then its entry keeps it so."""
 
@@ -63,7 +64,43 @@ class Steerer:
         """Flows, and bytes of their first packets, by verdict since the first ``apply``. Raises KernelError."""
         return self._writer.counters()
 
-    def close(self) -> None:
-        """Take the table away, then what is left of userspace flows. Any number of times."""
+    def hold(self, name: str, links: Sequence[int] = ()) -> None:
+        """After ``apply``: the table outlives us. A keeper, found again by ``name`` alone on its command line, holds
+        its socket and ``links`` (descriptors of the process programs' links) until SIGTERM; when we are gone it lets
+        go of the LAN's DNS, which nobody would answer. Again after ``links`` have changed. Raises KernelError."""
+        row = (Step(True, "captured", DNS), Step(False, "captured", DNS))
+        last, _ = batch([row], 1)
+        self._replace(Will(last, (self._writer.fd, *links), name))
+
+    def let_go(self) -> None:
+        """The contrary of ``hold``. Raises KernelError."""
+        if self.held:
+            self._replace(Will())
+
+    @property
+    def reaper(self) -> int:
+        """Process number of the child that outlives us."""
+        return self._reaper.pid
+
+    @property
+    def held(self) -> bool:
+        """The table outlives us."""
+        return bool(self._reaper.will.name)
+
+    def _replace(self, will: Will) -> None:
+        old, self._reaper = self._reaper, Reaper(will)
+        old.end()
+
+    def leave(self) -> None:
+        """End our part: what is held goes on without us, else as ``close``. Any number of times."""
         self._writer.close()
         self._reaper.close()
+
+    def close(self) -> None:
+        """Take the table away, then what is left of userspace flows. Any number of times."""
+        if not self._writer.closed:
+            try:
+                self.let_go()
+            except KernelError:
+                self._reaper.end()
+        self.leave()

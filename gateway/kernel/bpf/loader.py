@@ -37,6 +37,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_link__fd": (c_int, (c_void_p,)),
     "bpf_map__fd": (c_int, (c_void_p,)),
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
@@ -192,6 +193,11 @@ class Object:
         if not link:
             raise self._refusal(f"attach {name} to the cgroup", ctypes.get_errno())
         self._links.append(link)
+
+    @property
+    def links(self) -> tuple[int, ...]:
+        """Descriptors of the attachments: whoever has copies of them keeps the programs attached."""
+        return tuple(self._lib.bpf_link__fd(link) for link in self._links)
 
     def close(self) -> None:
         while self._links:

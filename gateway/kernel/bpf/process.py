@@ -117,6 +117,11 @@ class ProcessMarks:
         except KeyError:
             return None
 
+    @property
+    def links(self) -> tuple[int, ...]:
+        """Descriptors whose copies keep the programs attached, with the plan that is in force."""
+        return self._object.links
+
     def close(self) -> None:
         """Detach. Any number of times."""
         self._object.close()

@@ -14,7 +14,8 @@ UNDO = {"kind": "nft", "op": "delete-table", "table": TABLE}
 
 def apply(library: Library, plan: Base) -> None:
     """Replace the table in one transaction. Raises KernelError; the old table then stands."""
-    library.run(base(plan, (folder() / "base.nft").read_text()))
+    text, guard = ((folder() / name).read_text() for name in ("base.nft", "guard.nft"))
+    library.run(base(plan, text, guard))
 
 
 def undo(step: dict[str, object]) -> None:

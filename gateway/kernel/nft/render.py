@@ -8,15 +8,17 @@ from ipaddress import ip_address
 from gateway.kernel.plan import Base, PortForward
 
 
-def base(plan: Base, text: str) -> str:
-    """One transaction that replaces the base table: ``text`` is ``nft/base.nft``. Raises ValueError on a bad
-    interface name."""
+def base(plan: Base, text: str, guard: str) -> str:
+    """One transaction that replaces the base table: ``text`` is ``nft/base.nft``, ``guard`` is ``nft/guard.nft``.
+    Raises ValueError on a bad interface name."""
     lines = ["add table inet gateway_base", "delete table inet gateway_base", text]
+    if plan.fail != "open":
+        lines.append(guard)
     lines += _elements("wans", [quote(name) for name in plan.wans])
     lines += _elements("lans", [quote(name) for name in plan.lans])
     lines += _elements("open_tcp", map(str, plan.open_tcp))
     lines += _elements("open_udp", map(str, plan.open_udp))
-    lines += [f"add rule inet gateway_base forwards {forward(item)}" for item in plan.forwards]
+    lines += [f"add rule inet gateway_base {forward(item)}" for item in plan.forwards]
     if not plan.firewall:
         lines.append("flush chain inet gateway_base wan_input")
         lines.append("flush chain inet gateway_base wan_forward")
@@ -29,12 +31,11 @@ def _elements(name: str, values: Iterable[str]) -> list[str]:
 
 
 def forward(item: PortForward) -> str:
-    """The rule of one port forward."""
+    """Chain and rule of one port forward: translation for IPv4; IPv6 is routed, there it is an opening."""
     ip = ip_address(item.to)
-    family = "ip" if ip.version == 4 else "ip6"
-    host = str(ip) if ip.version == 4 else f"[{ip}]"
-    guard = f"meta nfproto ipv{ip.version}"
-    return f"{guard} {item.network} dport {item.port} dnat {family} to {host}:{item.to_port or item.port}"
+    if ip.version == 6:
+        return f"pinholes ip6 daddr {ip} {item.network} dport {item.to_port or item.port} accept"
+    return f"forwards meta nfproto ipv4 {item.network} dport {item.port} dnat ip to {ip}:{item.to_port or item.port}"
 
 
 def quote(name: str) -> str:

@@ -40,6 +40,8 @@ LEARNED_SIZE = 65536
 CHAINS = {verdict: f"to_{verdict.name.lower()}" for verdict in Verdict}
 LEARNED = (Verdict.SNIFF, Verdict.USER, Verdict.DIRECT, Verdict.REJECT, Verdict.DROP)
 """In the order they are looked up; an address is in one of them."""
+MULTIPATH = "tcp flags & (fin | syn | rst | ack) == syn reset tcp option mptcp"
+"""The listener takes one path: without the option the client asks for no more (RFC 8684 section 3.7). Linux 5.18."""
 MOST = 1000
 """Elements in one command, which keeps lines readable in an error message."""
 
@@ -68,10 +70,11 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     for number, item in enumerate(steering.classes):
         chains[f"g{generation}_class_{number}"] = tuple(_class(item, generation, len(steering.profiles)))
     fixed = {
-        "deliver": (_deliver(capture.tproxy_port),),
+        "deliver": (MULTIPATH, _deliver(capture.tproxy_port)),
+        "between": tuple(_between(capture.lans)),
         "capture": (f"meta l4proto {{ tcp, udp }} redirect to :{capture.dns_port}",) if capture.dns_port else (),
         "forwarded": tuple(_forwarded(steering, generation)),
-        "local": tuple(_local(steering, generation)) if capture.local else (),
+        "local": tuple(_local(steering, capture, generation)) if capture.local else (),
     }
     sets = {
         "lans": frozenset(quote(name) for name in capture.lans),
@@ -98,6 +101,14 @@ def text(family: Family, address: int) -> str:
 
 def _deliver(port: int) -> str:
     return f"meta l4proto {{ tcp, udp }} tproxy to :{port} meta mark set meta mark | {mark.ROUTE:#010x} accept"
+
+
+def _between(lans: Sequence[str]) -> Iterator[str]:
+    """Not from a LAN to itself: where the way out leads through the LAN, such a flow leaves the house."""
+    for name in lans:
+        others = ", ".join(quote(other) for other in lans if other != name)
+        if others:
+            yield f"iifname {quote(name)} fib daddr oifname {{ {others} }} accept"
 
 
 def _profile(number: int, profile: Profile, intervals: dict[str, tuple[Span, ...]], learned: set[str]) -> Iterator[str]:
@@ -155,7 +166,9 @@ def _forwarded(steering: Steering, generation: int) -> Iterator[str]:
     yield f"goto {_class_name(steering, generation, steering.forwarded)}"
 
 
-def _local(steering: Steering, generation: int) -> Iterator[str]:
+def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[str]:
+    if not capture.one_armed:
+        yield "oifname @lans accept"
     rows = [
         f"{socket << mark.SOCKET_SHIFT:#010x} : goto {_class_name(steering, generation, number)}"
         for socket, number in steering.local

@@ -115,6 +115,11 @@ class Writer:
         return poll
 
     @property
+    def fd(self) -> int:
+        """Its socket; whoever has a copy keeps the table alive. -1 when closed."""
+        return self._library.fd
+
+    @property
     def closed(self) -> bool:
         return self._library.fd < 0
 

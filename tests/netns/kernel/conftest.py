@@ -123,7 +123,9 @@ class Owner:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."},
             cwd=HERE.parents[2],
         )  # fmt: skip
-        assert self.line() == "ready\n"
+        word, reaper = self.line().split()
+        assert word == "ready"
+        self.reaper = int(reaper)
 
     def line(self) -> str:
         assert self.child.stdout is not None
@@ -144,6 +146,8 @@ class Owner:
 
     def close(self) -> None:
         self.kill()
+        # Its reaper may still delete entries: not those of the next test.
+        until(lambda: not alive(self.reaper))
         for pipe in (self.child.stdin, self.child.stdout):
             if pipe is not None:
                 pipe.close()
@@ -179,6 +183,14 @@ class Net:
 
     def nft(self, *words: str, stdin: bytes | None = None) -> str:
         return self.gateway.run(["nft", *words], check=True, stdin=stdin).out
+
+
+def alive(pid: int) -> bool:
+    """A zombie, which nobody may reap here, is not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 def until(work: Callable[[], T], seconds: float = 20) -> T:

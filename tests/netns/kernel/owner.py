@@ -106,7 +106,7 @@ def main() -> None:
     capture = Capture(("lan0",), port, dns_port=5353)
     steerer.apply(steering(), capture)
     listen(port)
-    print("ready", flush=True)
+    print("ready", steerer.reaper, flush=True)
     for line in sys.stdin:
         words = line.split()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 
@@ -11,20 +12,25 @@ from gateway.kernel.nft.library import Library, folder
 from gateway.kernel.nft.render import base, quote
 from gateway.kernel.plan import Base, PortForward
 
-TEXT = (folder() / "base.nft").read_text()
+TEXT, GUARD = ((folder() / name).read_text() for name in ("base.nft", "guard.nft"))
 
 
 def test_marks_in_the_file_are_the_ones_of_the_code() -> None:
     assert f"define USERSPACE = {mark.USER:#010x}" in TEXT
+    assert f"define CLASS = {mark.CLASS:#010x}" in GUARD
+    assert f"define DIRECT = {mark.DIRECT:#010x}" in GUARD
 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="nft -c needs root")
+@pytest.mark.parametrize("fail", ["open", "closed", "hold"])
 @pytest.mark.parametrize("firewall", [True, False])
-def test_nft_accepts_a_full_plan(firewall: bool) -> None:
+def test_nft_accepts_a_full_plan(firewall: bool, fail: Literal["open", "closed", "hold"]) -> None:
     forwards = (PortForward("tcp", 8080, "192.168.8.2", 80), PortForward("udp", 53, "2001:db8::2", 0))
-    plan = Base(("lan", "br-1.2"), ("wan",), firewall, "open", forwards, (22, 443), (500,))
-    Library().run(base(plan, TEXT), check=True)
+    plan = Base(("lan", "br-1.2"), ("wan",), firewall, fail, forwards, (22, 443), (500,))
+    text = base(plan, TEXT, GUARD)
+    Library().run(text, check=True)
+    assert ("chain guard" in text) == (fail != "open")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 16, 'a"b', "a/b", "a b", "..", "a\nb"])
