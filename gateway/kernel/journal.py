@@ -2,8 +2,8 @@
 
 One JSON object a line in ``RUN/undo.jsonl``; the head line names the boot and the network namespace, since a journal of
 another boot or namespace describes a state that is gone. Replaying runs the steps backwards through executors that the
-owners of each kind supply. A step with the same key is recorded once only: the first original is the true one (a later
-read would see our own value).
+owners of each kind supply. Of steps with one key the first original is the true one (a later read would see our own
+value); what we wrote last (``was``) is followed, and ``earlier`` is what we wrote before, for a crash may come between.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Executor = Callable[[Step], Awaitable[None] | None]
 
 log = logging.getLogger(__name__)
 
-VALUES = ("value", "was", "old", "lifetime", "valid", "preferred", "pid", "start")
+VALUES = ("value", "was", "earlier", "old", "lifetime", "valid", "preferred", "pid", "start")
 """Fields that hold a state and do not name the thing."""
 
 
@@ -38,22 +38,24 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "undo.jsonl"
-        self._steps = read(self.path)
+        steps = read(self.path)
         # Written anew, so that what is appended never continues a line torn by a crash.
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(step) + "\n" for step in (head(), *self._steps)))
+        temporary.write_text("".join(json.dumps(step) + "\n" for step in (head(), *steps)))
         temporary.chmod(0o600)
         os.replace(temporary, self.path)
-        self._keys = {_key(step) for step in self._steps}
+        self._steps = {_key(step): step for step in steps}
         self._file = self.path.open("a", encoding="utf-8")
 
     def record(self, step: Step) -> None:
         """Append the inverse of what is about to be done; on disk when this returns."""
         key = _key(step)
-        if key in self._keys:
-            return
-        self._keys.add(key)
-        self._steps.append(step)
+        known = self._steps.get(key)
+        if known is not None:
+            step = _follow(known, step)
+            if step == known:
+                return
+        self._steps[key] = step
         self._file.write(json.dumps(step) + "\n")
         self._file.flush()
         os.fdatasync(self._file.fileno())
@@ -76,7 +78,13 @@ def read(path: Path) -> list[Step]:
             break  # torn by a crash while it was written: its step was not done
         if isinstance(step, dict):
             found.append(step)
-    return found[1:] if found and found[0] == head() else []
+    if not found or found[0] != head():
+        return []
+    steps: dict[str, Step] = {}
+    for step in found[1:]:
+        key = _key(step)
+        steps[key] = _follow(steps[key], step) if key in steps else step
+    return list(steps.values())
 
 
 async def replay(path: Path, executors: dict[str, Executor]) -> list[str]:
@@ -94,6 +102,13 @@ async def replay(path: Path, executors: dict[str, Executor]) -> list[str]:
     if not failed:
         path.unlink(missing_ok=True)
     return failed
+
+
+def _follow(known: Step, step: Step) -> Step:
+    """``known`` with what ``step`` wrote since."""
+    if "was" not in step or step["was"] == known.get("was"):
+        return known
+    return {**known, "was": step["was"], "earlier": known.get("was")}
 
 
 def _key(step: Step) -> str:

@@ -44,7 +44,7 @@ def undo(step: dict[str, Any]) -> None:
     """Put the original value back. A parameter that is gone (its interface is) or that somebody else has changed since
     is left alone. Raises KernelError."""
     try:
-        if path_of(step["name"]).read_text().strip() != step["was"]:
+        if path_of(step["name"]).read_text().strip() not in (step["was"], step.get("earlier")):
             return
     except OSError:
         return

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.core.errors import KernelError
-from gateway.kernel import sysctl
+from gateway.kernel import journal, sysctl
+from gateway.kernel.journal import Journal
 from gateway.kernel.netlink.diff import DHCP, Address, Route
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
@@ -149,6 +150,28 @@ def test_link_and_sysctl(net: Net) -> None:
         async with Netlink() as netlink:
             link = (await netlink.links())["wan"]
             assert (link.mtu, link.up) == (1500, False)
+
+    inside(net.router, main)
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_parameter_written_twice_gets_its_first_value_back(net: Net, crash: bool) -> None:
+    name = "net/ipv6/conf/wan/hop_limit"
+
+    async def main() -> None:
+        book = Journal(net.tmp / "run")
+        first = sysctl.read(name)
+        sysctl.write(name, 61, book.record)
+        if crash:  # recorded, and then not written
+            book.record({"kind": "sysctl", "op": "set", "name": name, "value": "61", "was": "62"})
+        else:
+            sysctl.write(name, 62, book.record)
+        assert await journal.replay(book.path, {"sysctl": undo}) == []
+        assert sysctl.read(name) == first
+        sysctl.write(name, 61, (other := Journal(net.tmp / "run")).record)
+        sysctl.path_of(name).write_text("70")  # somebody else since: left alone
+        assert await journal.replay(other.path, {"sysctl": undo}) == []
+        assert sysctl.read(name) == "70"
 
     inside(net.router, main)
 

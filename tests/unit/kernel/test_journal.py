@@ -26,7 +26,13 @@ def test_the_first_original_stays(tmp_path: Path) -> None:
     book.close()
     again = Journal(tmp_path)
     again.record({"kind": "sysctl", "op": "set", "name": "a", "value": "1", "was": "2"})
-    assert [step["value"] for step in read(again.path)] == ["0"]
+    assert [(step["value"], step["was"], step["earlier"]) for step in read(again.path)] == [("0", "2", "1")]
+    size = again.path.stat().st_size
+    again.record({"kind": "sysctl", "op": "set", "name": "a", "value": "1", "was": "2"})
+    assert again.path.stat().st_size == size
+    again.record({"kind": "sysctl", "op": "set", "name": "a", "value": "2", "was": "3"})
+    third = Journal(tmp_path)
+    assert [(step["value"], step["was"], step["earlier"]) for step in read(third.path)] == [("0", "3", "2")]
 
 
 def test_torn_line_is_dropped_and_not_continued(tmp_path: Path) -> None:
