@@ -18,7 +18,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Router:
     number: int
     host: Host
     process: Process | None = None
+    start: Callable[[], None] | None = None
     folders: list[Path] = field(default_factory=list)
 
     @property
@@ -111,12 +112,13 @@ class Rig:
         return self.routers[name]
 
     def offload(self, on: bool) -> None:
-        """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire."""
+        """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire. GRO stays
+        off, as a veth is born: turned on it would change how packets are scheduled."""
         word = "on" if on else "off"
         ethtool = str(peers.path("ethtool"))
         for host in (self.client, self.server, *(router.host for router in self.routers.values())):
             for name in interfaces(host.plan.name, list(self.routers)):
-                host.run([ethtool, "-K", name, "tso", word, "gso", word, "gro", word], check=True)
+                host.run([ethtool, "-K", name, "tso", word, "gso", word], check=True)
 
     def forget(self) -> None:
         """Connections that the routers track from earlier runs."""
@@ -139,14 +141,17 @@ class Rig:
         router.folders += [Path(place, instance) for place in ("/run/gateway", "/var/lib/gateway")]
         command = [sys.executable, "-m", "gateway", "run", *files, "--instance", instance]
         say(f"ours on {name}: {' '.join(command)}")
-        router.process = router.host.popen(command)
-        deadline = time.monotonic() + 60
         asking = [sys.executable, "-m", "gateway", "status", "--json", "--instance", instance]
-        while not (told := router.host.run(asking)).ok:
-            router.alive()
-            assert time.monotonic() < deadline, told.err
-        status = json.loads(told.out)
-        assert status["steering"] is True, status
+
+        def start() -> None:
+            router.process = router.host.popen(command)
+            deadline = time.monotonic() + 60
+            while not (told := router.host.run(asking)).ok or not json.loads(told.out)["steering"]:
+                router.alive()
+                assert time.monotonic() < deadline, told.out + told.err
+
+        router.start = start
+        start()
         return router
 
     def sing_box(self, name: str, config: Mapping[str, Any], ready: Ready = (), nft: str = "") -> Router:
@@ -157,9 +162,22 @@ class Rig:
         value = {"log": {"level": "warn"}} | dict(config)
         say(f"sing-box on {name}: {json.dumps(value)}{nft}")
         command = [str(peers.path("sing-box")), "run", "-c", str(self.write(f"{name}.json", value))]
-        router.process = router.host.popen(command, cwd=self.lab.folder)
-        router.host.wait_listening(tuple(ready), router.process)
+
+        def start() -> None:
+            router.process = router.host.popen(command, cwd=self.lab.folder)
+            router.host.wait_listening(tuple(ready), router.process)
+
+        router.start = start
+        start()
         return router
+
+    def restart(self, name: str) -> None:
+        """The same program with the same configuration, as a new process."""
+        router = self[name]
+        assert router.process is not None
+        assert router.start is not None
+        router.process.stop()
+        router.start()
 
     def write(self, name: str, value: Any) -> Path:
         file = self.lab.folder / name
