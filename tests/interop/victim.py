@@ -60,6 +60,7 @@ class Victim:
             yield witness
         assert witness.failure is None, witness.failure
         assert witness.rounds > 0
+        print(f"{(witness.peak - before) >> 10} KB more; the witness waited {witness.slowest * 1000:.0f} ms at most")
         assert witness.peak - before < GROWTH, f"{(witness.peak - before) >> 20} MB more"
         with socks_connect(self.ports["witness"], "127.0.0.1", self.target) as sock:
             sock.sendall(b"still there?")
