@@ -143,7 +143,9 @@ def own_direct(stage: Stage) -> None:
     """A flow of the router that no rule names: the kernel's alone, so there is one entry for it."""
     site = stage.home.sites[0]
     told = stage.predict(site.ipv4, process="/usr/bin/curl", uid=0, user="root")
-    seen = stage.fetch("router", f"http://{site.ipv4}/", curl="/usr/bin/curl")
+    # Ports below those that the kernel chooses: a connection dialled anew would have another.
+    seen = stage.fetch("router", f"http://{site.ipv4}/", "--local-port", "20000-20999", curl="/usr/bin/curl")
+    expect(20000 <= seen["client"][1] < 21000, f"predicted {told}, but userspace dialled from {seen['client'][1]}")
     told.held(stage.way(seen["client"][0]))
     kernel_only(stage, stage.wan4, site.ipv4, seen, ttl=63)
 
