@@ -23,9 +23,9 @@ def told(host: Host, command: Sequence[str], seconds: float) -> str:
     return result.out
 
 
-def iperf3(target: str, seconds: int, *, down: bool, streams: int = 2) -> list[str]:
+def iperf3(target: str, seconds: int, *, down: bool, streams: int = 2, port: int = BULK) -> list[str]:
     """Bulk over TCP; ``down``: the server sends."""
-    command = [str(peers.path("iperf3")), "-c", target, "-p", str(BULK), "-t", str(seconds), "-P", str(streams), "-J"]
+    command = [str(peers.path("iperf3")), "-c", target, "-p", str(port), "-t", str(seconds), "-P", str(streams), "-J"]
     command += ["--connect-timeout", "5000"]
     return [*command, *(["-R"] if down else [])]
 

@@ -112,8 +112,10 @@ class Rig:
         return self.routers[name]
 
     def offload(self, on: bool) -> None:
-        """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire. GRO stays
-        off, as a veth is born: turned on it would change how packets are scheduled."""
+        """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire.
+
+        GRO stays off, as a veth is born: turned on it would change how packets are scheduled.
+        """
         word = "on" if on else "off"
         ethtool = str(peers.path("ethtool"))
         for host in (self.client, self.server, *(router.host for router in self.routers.values())):

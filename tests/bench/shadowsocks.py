@@ -1,100 +1,111 @@
-"""Shadowsocks in bulk: iperf3 through a client (ours, or sing-box) to one sing-box server, over loopback.
+"""Shadowsocks in bulk: iperf3 through a client (ours, or sing-box) to one sing-box server.
 
 The client is a ``direct`` inbound that forwards to the iperf3 server through its Shadowsocks outbound: the same
-configuration file for both, the same server for both. CPU is the client process's own.
+configuration for both, the same server for both, all on loopback of one namespace. CPU is the client process's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
+import shutil
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gateway.lab.host import Host
+from gateway.lab.lab import Lab
+from gateway.lab.process import Process
+from gateway.lab.topology import Host as Plan
+from gateway.lab.topology import Topology
 from tests import peers
-from tests.bench.measure import alternate, cpu_seconds, row, say
-from tests.interop.harness import free_port, program
+from tests.bench.load import bulk, iperf3
+from tests.bench.measure import SING_BOX, Bench, Sample, alternate, cpu_seconds, say
+from tests.bench.rig import BULK
 from tests.interop.test_shadowsocks import PASSWORDS
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("aes-128-gcm", "2022-blake3-aes-128-gcm")
-SECONDS = 4
-PEER = "sing-box-1.12.12"
+SECONDS = 3
+SERVER, CLIENTS = 8388, {"ours": 9001, "peer": 9002}
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def run(bench: Bench) -> None:
     for method in METHODS:
-        rows += bench(method, rounds)
-    return rows
+        cases = [f"{method} {direction}" for direction in ("up", "down")]
+        if bench.wants(*(f"{thing} {case}" for case in cases for thing in ("throughput", "cpu"))):
+            with Lab(Topology("bench", (Plan("host"),))) as lab:
+                measure(bench, lab, method)
 
 
-def client(method: str, port: int, server: int, target: int) -> dict[str, Any]:
-    outbound = {"type": "shadowsocks", "server": "127.0.0.1", "server_port": server, "method": method}
+def client(method: str, port: int) -> dict[str, Any]:
+    outbound = {"type": "shadowsocks", "server": "127.0.0.1", "server_port": SERVER, "method": method}
     forward = {"type": "direct", "listen": "127.0.0.1", "listen_port": port}
     return {
         "log": {"level": "warn"},
-        "inbounds": [forward | {"override_address": "127.0.0.1", "override_port": target}],
+        "inbounds": [forward | {"override_address": "127.0.0.1", "override_port": BULK}],
         "outbounds": [outbound | {"password": PASSWORDS[method]}],
     }
 
 
 @contextlib.contextmanager
-def running(kind: str, method: str, server: int, target: int) -> Any:
-    """A client of ``kind``; gives (port, process)."""
-    port = free_port()
-    if kind == "ours":
-        command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG"]
-        command += ["--instance", f"bench-{os.getpid()}-{port}"]
-    else:
-        command = [str(peers.path("sing-box")), "run", "-c", "CONFIG"]
-    config = client(method, port, server, target)
-    say(f"{kind}: {json.dumps(config)}")
-    with program(*command, config=config, ready=port) as process:
-        yield port, process
-
-
-def bench(method: str, rounds: int) -> list[dict[str, Any]]:
-    iperf, server, target = str(peers.path("iperf3")), free_port(), free_port()
-    inbound = {"type": "shadowsocks", "listen": "127.0.0.1", "listen_port": server}
-    config = {"log": {"level": "warn"}, "inbounds": [inbound | {"method": method, "password": PASSWORDS[method]}]}
-    rows = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=server))
-        stack.enter_context(program(iperf, "-s", "-p", str(target), ready=None))
-        sides = {
-            name: stack.enter_context(running(kind, method, server, target))
-            for name, kind in (("ours", "ours"), ("peer", "peer"), ("control", "peer"))
+def running(lab: Lab, method: str) -> Iterator[dict[str, Process]]:
+    """Server and both clients."""
+    host, sing_box = lab.host("host"), [str(peers.path("sing-box")), "run", "-c"]
+    started(host, [str(peers.path("iperf3")), "-s", "-p", str(BULK)], BULK)
+    inbound = {"type": "shadowsocks", "listen": "127.0.0.1", "listen_port": SERVER, "method": method}
+    config = {"log": {"level": "warn"}, "inbounds": [inbound | {"password": PASSWORDS[method]}]}
+    started(host, [*sing_box, written(lab, "server", config)], SERVER)
+    instance = f"bench-{lab.id}"
+    ours = [sys.executable, "-m", "gateway", "run", "--instance", instance, "-c"]
+    try:
+        yield {
+            name: started(host, [*command, written(lab, name, client(method, port))], port)
+            for (name, port), command in zip(CLIENTS.items(), (ours, sing_box), strict=True)
         }
+    finally:
+        for place in ("/run/gateway", "/var/lib/gateway"):
+            shutil.rmtree(Path(place, instance), ignore_errors=True)
+
+
+def written(lab: Lab, name: str, config: dict[str, Any]) -> str:
+    say(f"{name}: {json.dumps(config)}")
+    file = lab.folder / f"{name}.json"
+    file.write_text(json.dumps(config))
+    return str(file)
+
+
+def started(host: Host, command: list[str], port: int) -> Process:
+    process = host.popen(command)
+    host.wait_listening([("tcp", port)], process)
+    return process
+
+
+def measure(bench: Bench, lab: Lab, method: str) -> None:
+    host = lab.host("host")
+    with running(lab, method) as processes:
         for direction in ("up", "down"):
-            command = [iperf, "-c", "127.0.0.1", "-t", str(SECONDS), "-J", *(["-R"] if direction == "down" else [])]
-            shown = [" ".join([*command, "-p", "PORT"])]
-            found = alternate(rounds, partial(once, command, *sides["ours"]), partial(once, command, *sides["peer"]))
+            commands = {
+                name: iperf3("127.0.0.1", SECONDS, down=direction == "down", streams=1, port=port)
+                for name, port in CLIENTS.items()
+            }
+            sides = {name: partial(once, host, processes[name], command) for name, command in commands.items()}
             case = f"{method} {direction}"
-            say(f"{case}: {found}")
-            named = {"peer_name": PEER, "commands": shown}
-            rows.append(row(f"throughput {case}", *found["Mbit/s"], unit="Mbit/s", less_is_better=False, **named))
-            rows.append(row(f"cpu {case}", *found["s/GB"], unit="CPU s/GB", less_is_better=True, **named))
-            control = alternate(
-                rounds, partial(once, command, *sides["control"]), partial(once, command, *sides["peer"])
-            )
-            rows.append(
-                row(f"throughput {case} control", *control["Mbit/s"], unit="Mbit/s", less_is_better=False, **named)
-            )
-    return rows
+            if direction == "up":
+                sides["control"] = sides["peer"]
+            found = alternate(f"shadowsocks {case}", bench.runs, sides)
+            shown = [" ".join(command) for command in commands.values()]
+            for thing, unit, less in (("throughput", "Mbit/s", False), ("cpu", "CPU s/GB", True)):
+                row = partial(bench.row, peer_name=SING_BOX, unit=unit, less=less, commands=shown)
+                row(f"{thing} {case}", found[unit]["ours"], found[unit]["peer"])
+                if "control" in sides and thing == "throughput":
+                    row(f"{thing} {case} control", found[unit]["control"], found[unit]["peer"])
 
 
-def once(command: list[str], port: int, process: subprocess.Popen[bytes]) -> dict[str, float]:
+def once(host: Host, process: Process, command: list[str]) -> Sample:
     before = cpu_seconds(process.pid)
-    done = subprocess.run(
-        [*command, "-p", str(port)], capture_output=True, text=True, check=False, timeout=SECONDS + 60
-    )
-    report = json.loads(done.stdout)
-    assert "end" in report, done.stdout
-    received = report["end"]["sum_received"]
+    found = bulk(host, command, SECONDS)
+    assert process.running, process.told()
     used = cpu_seconds(process.pid) - before
-    return {"Mbit/s": received["bits_per_second"] / 1e6, "s/GB": used / (received["bytes"] / 1e9)}
+    return {"Mbit/s": found["Mbit/s"], "CPU s/GB": used / (found["bytes"] / 1e9)}
