@@ -65,6 +65,10 @@ class Entry:
         """Seconds that the answer is good for, as its records say."""
         return max(self._ttl - int(now - self.born), 0)
 
+    def due(self, now: float) -> float:
+        """When the TTLs are next counted down, or the answer ends."""
+        return self.born + int(now - self.born) + 1
+
     def answer(self, query: bytes, now: float) -> bytes:
         """For ``query``, whose key found this: its id and its spelling of the name."""
         age = int(now - self.born)

@@ -1,7 +1,8 @@
 """Where clients ask: one UDP and one TCP socket a family, on the edge.
 
-A UDP socket is drained up to ``BATCH`` queries a wake-up; what the cache has is answered at once, the rest becomes
-bounded tasks. An answer leaves from the address that was asked (RFC 2181 section 4.1), also on a wildcard socket.
+A UDP socket is read and answered in batches; what the cache has is answered at once, the rest becomes bounded tasks. A
+query over UDP of more than 4096 bytes is cut, and answered as malformed. An answer leaves from the address that was
+asked (RFC 2181 section 4.1), also on a wildcard socket.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import struct
 from collections.abc import Coroutine
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -21,6 +21,8 @@ from gateway.core.contracts import Wiring
 from gateway.core.errors import GatewayError
 from gateway.core.flow import Flow, Network
 from gateway.dns import message
+from gateway.dns.ready import Ready
+from gateway.kernel.batch import SIZE, SLOTS, Batch
 from gateway.kernel.edge import IN
 from gateway.kernel.sockopt import UDP_GRO, address_of
 from gateway.transport.listen import packet_socket, stream_socket
@@ -29,8 +31,9 @@ from gateway.transport.tcp import SocketStream
 log = logging.getLogger("gateway.dns")
 
 BATCH = 256
-LARGEST = 4096
-"""Bytes of a query over UDP; longer ones are cut and answered as malformed."""
+"""Connections accepted in one wake-up."""
+ROUNDS = 4
+"""Batches of one socket in one wake-up; then others have their turn."""
 QUERIES = 2048
 """Questions over UDP that wait for servers; further ones are dropped, and the client asks again."""
 CONNECTIONS = 256
@@ -45,14 +48,13 @@ BUFFER = 1 << 20
 """Bytes of the receive queue: a burst waits while one batch is answered."""
 
 IP_PKTINFO = 8
-_INFO4 = struct.Struct("=I4s4s")
-_INFO6 = struct.Struct("=16sI")
-_SPACE = socket.CMSG_SPACE(_INFO6.size)
 Info = tuple[tuple[int, int, bytes], ...]
 
 
 class Resolver(Protocol):
     """What is asked: ``dns.router.Router``."""
+
+    ready: Ready
 
     def hit(self, query: bytes, flow: Flow) -> bytes | None: ...
 
@@ -75,7 +77,6 @@ class Listener:
         self._tcp = tcp
         self._sockets: list[socket.socket] = []
         self._flows: dict[tuple[Any, ...], Flow] = {}
-        self._replies: dict[bytes, Info] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._clients: set[asyncio.Task[None]] = set()
         self.bound: list[tuple[Network, Address]] = []
@@ -100,8 +101,8 @@ class Listener:
         with suppress(OSError):
             udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 0)  # one query a call
         self.bound.append(("udp", address_of(udp.getsockname())))
-        drain = self._drain_wild if wild else self._drain
-        self._wiring.edge.add(udp.fileno(), IN, lambda events: drain(udp))
+        batch = Batch(family, wild)
+        self._wiring.edge.add(udp.fileno(), IN, lambda events: self._drain(udp, batch))
         if not self._tcp:
             return
         options = ListenOptions(listen=host, listen_port=udp.getsockname()[1])
@@ -110,66 +111,41 @@ class Listener:
         self.bound.append(("tcp", address_of(tcp.getsockname())))
         self._wiring.edge.add(tcp.fileno(), IN, lambda events: self._accept(tcp))
 
-    def _drain(self, sock: socket.socket) -> None:
-        """A socket with one address: the kernel knows where answers leave from."""
-        hit, flows = self._resolver.hit, self._flows
-        for _ in range(BATCH):
-            try:
-                query, name = sock.recvfrom(LARGEST)
-            except (BlockingIOError, InterruptedError):
+    def _drain(self, sock: socket.socket, batch: Batch) -> None:
+        for _ in range(ROUNDS):
+            sizes = batch.receive(sock.fileno())
+            if sizes:
+                self._turn(sock, batch, sizes)
+            if len(sizes) < SLOTS:
                 return
-            except OSError:
-                if sock.fileno() < 0:
-                    return
-                continue
-            flow = flows.get(name) or self._flow("udp", name, name)
-            answer = hit(query, flow)
-            if answer is None:
-                self._miss(sock, query, flow, name, ())
-                continue
-            try:
-                sock.sendto(answer, name)
-            except OSError:
-                pass  # lost, as on the wire
 
-    def _drain_wild(self, sock: socket.socket) -> None:
-        hit, flows = self._resolver.hit, self._flows
-        for _ in range(BATCH):
-            try:
-                query, ancillary, _, name = sock.recvmsg(LARGEST, _SPACE)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                if sock.fileno() < 0:
-                    return
-                continue
-            flow = flows.get(name) or self._flow("udp", name, name)
-            info = self._info(ancillary)
-            answer = hit(query, flow)
-            if answer is None:
-                self._miss(sock, query, flow, name, info)
+    def _turn(self, sock: socket.socket, batch: Batch, sizes: list[int]) -> None:
+        """Answer what can be answered at once; each run of slots without a gap goes out in one call."""
+        data, host, put, fd = batch.data, batch.host, batch.put, sock.fileno()
+        ready = self._resolver.ready.get
+        now = self._resolver.ready.clock()
+        start = at = 0
+        for slot, size in enumerate(sizes):
+            answer = ready(host(slot), data[at + 2 : at + size], now)
+            if answer is not None:
+                put(slot, answer, 2)
+            elif (whole := self._slow(sock, batch, slot, data[at : at + size])) is not None:
+                put(slot, whole)
             else:
-                _send(sock, answer, name, info)
+                batch.send(fd, start, slot)
+                start = slot + 1
+            at += SIZE
+        batch.send(fd, start, len(sizes))
 
-    def _info(self, ancillary: list[tuple[int, int, bytes]]) -> Info:
-        """The control message that makes the answer leave from where the query came to."""
-        for level, kind, value in ancillary:
-            known = self._replies.get(value)
-            if known is not None:
-                return known
-            if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(value) >= _INFO4.size:
-                # Not the interface: the route back may be another one.
-                data = _INFO4.pack(0, _INFO4.unpack_from(value)[1], bytes(4))
-            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(value) >= _INFO6.size:
-                address, index = _INFO6.unpack_from(value)
-                data = _INFO6.pack(address, index if IPv6Address(address).is_link_local else 0)
-            else:
-                continue
-            if len(self._replies) >= CLIENTS:
-                self._replies.clear()
-            found = self._replies[value] = ((level, kind, data),)
-            return found
-        return ()
+    def _slow(self, sock: socket.socket, batch: Batch, slot: int, query: bytes) -> bytes | None:
+        """The cache's answer, or None: then servers are asked."""
+        name = batch.name(slot)
+        flow = self._flows.get(name) or self._flow("udp", name, name)
+        answer = self._resolver.hit(query, flow)
+        if answer is None or len(answer) > SIZE:
+            self._miss(sock, query, flow, name, batch.info(slot))
+            return None
+        return answer
 
     def _flow(self, network: Network, key: tuple[Any, ...], name: tuple[Any, ...]) -> Flow:
         """One Flow a client. The address that it asked at plays no part in DNS rules."""

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 
 from gateway.core.address import IP
 
+Pair = tuple[IP, IP | None]
+"""An address, and the client that was told of it."""
+
 ADDRESSES = 16384
 NAMES = 16
 """Of one address (shared hosting has many); the one told longest ago goes first."""
@@ -22,7 +25,7 @@ GRACE = 30.0
 class Reverse:
     def __init__(self) -> None:
         self._names: OrderedDict[IP, dict[str, float]] = OrderedDict()
-        self._last: OrderedDict[tuple[IP, IP | None], str] = OrderedDict()
+        self._last: OrderedDict[Pair, str] = OrderedDict()
 
     def learn(self, name: str, client: IP | None, found: Iterable[IP], ttl: int, now: float) -> None:
         """``client`` was told that ``name`` has the addresses ``found`` for ``ttl`` seconds."""
@@ -45,6 +48,13 @@ class Reverse:
         """Whether ``name`` is what ``client`` was told last of each of ``found``."""
         last = self._last
         return all(last.get((ip, client)) == name for ip in found)
+
+    def again(self, name: str, pairs: Iterable[Pair]) -> None:
+        """The same clients were told the same within a second: only which name came last may have changed."""
+        last = self._last
+        for pair in pairs:
+            if pair in last:
+                last[pair] = name
 
     def names(self, ip: IP, client: IP, now: float) -> tuple[str, ...]:
         """Names of ``ip`` that still hold: the one that ``client`` was told last, then the others, newest first."""

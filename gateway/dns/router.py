@@ -23,6 +23,7 @@ from gateway.dns import message
 from gateway.dns.cache import Cache, Key, key_of
 from gateway.dns.message import Question
 from gateway.dns.options import DNSConfig
+from gateway.dns.ready import Ready
 from gateway.dns.reverse import Reverse
 from gateway.dns.rule import Plan, Reject, Rules, Step, accepts
 from gateway.dns.server import local
@@ -72,12 +73,15 @@ class Router:
         self._reverse = Reverse() if config.reverse_mapping or sink is not None else None
         self._sink = sink
         self._clock = clock
+        self.ready = Ready(clock)
+        """Holds nothing where an answer depends on who asks. Its hits need no ``hit``."""
+        self.ready.reverse = self._reverse
 
     def teach(self, sink: LearnedSink | None) -> None:
         """From now on ``sink`` hears of addresses; None ends it (steering stopped)."""
         self._sink = sink
         if sink is not None and self._reverse is None:
-            self._reverse = Reverse()
+            self._reverse = self.ready.reverse = Reverse()
         self.clear()  # what the cache has was told to nobody
 
     def hit(self, query: bytes, flow: Flow) -> bytes | None:
@@ -101,8 +105,13 @@ class Router:
                 entry.told = told
                 self._teach(entry.name, flow, entry.addresses, told[1], now)
         answer = entry.answer(query, now)
-        if entry.size > entry.limit and flow.network == "udp":
+        if flow.network != "udp":
+            return answer
+        if entry.size > entry.limit:
             return message.truncate(answer, entry.limit)
+        if not self._apart and flow.source.ip is not None:
+            found = entry.addresses if self._reverse is not None else ()
+            self.ready.keep(flow.source.ip, query, answer, entry.due(now), entry.name, found)
         return answer
 
     async def exchange(self, query: bytes, flow: Flow) -> bytes | None:
@@ -159,6 +168,7 @@ class Router:
 
     def clear(self) -> None:
         """Forget all answers (the uplink has changed, so may have what names mean)."""
+        self.ready.clear()
         if self._cache is not None:
             self._cache.clear()
 
