@@ -181,7 +181,7 @@ def test_icmpv6_essentials_and_no_more(house: House) -> None:
         sock.sendto(struct.pack("!BBHHH", 128, 0, 0, 7, 1), (address, 0))
         while sock.recv(1000)[0] != 129:
             pass
-        # A redirect (137), an unassigned type and packet-too-big (2) of no flow do not come in; an MLD query (130) does.
+        # A redirect (137), an unassigned type and packet-too-big (2) of no flow do not come in; an MLD query does.
         for kind in (137, 200, 2, 130):
             sock.sendto(struct.pack("!BBHI", kind, 0, 0, 1280) + bytes(48), (address, 0))
         kinds = []

@@ -281,3 +281,43 @@ def test_a_port_forward_is_not_steered(net, base, owner):
                 flow.send(b"hello")
                 assert sock.recv(100) == b"hello"
     owner.tell("learn 203.0.113.2 user none")
+
+
+MULTIPATH = 262  # IPPROTO_MPTCP
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_steered_client_of_several_paths_falls_back_to_one(net, owner, prefix):
+    """A multipath client works through userspace, and the option does not get as far as the listener; on a direct flow
+    it is left alone."""
+    net.gateway.run(["sysctl", "-qw", "net.mptcp.enabled=1"])
+    net.nft(
+        "-f",
+        "-",
+        stdin=b"""
+        table inet seen {
+            counter steered { }
+            counter direct { }
+            chain arriving {
+                type filter hook input priority 0;
+                iifname "lan0" tcp option mptcp exists counter name steered
+            }
+            chain passing {
+                type filter hook forward priority 0;
+                iifname "lan0" tcp option mptcp exists counter name direct
+            }
+        }""",
+    )
+    try:
+        for site, who in ((f"{prefix}2", "owner "), (f"{prefix}1", "server ")):
+            family = socket.AF_INET6 if ":" in site else socket.AF_INET
+            with net.client.socket(family, socket.SOCK_STREAM, MULTIPATH) as sock:
+                sock.settimeout(10)
+                sock.connect((site, 80))
+                sock.send(b"?")
+                assert sock.recv(100).decode().startswith(who)
+        steered, direct = (net.nft("list", "counter", "inet", "seen", name) for name in ("steered", "direct"))
+        assert "packets 0 " in steered
+        assert "packets 0 " not in direct
+    finally:
+        net.nft("delete", "table", "inet", "seen")
