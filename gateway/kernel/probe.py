@@ -109,7 +109,8 @@ def nft_features() -> Iterator[Finding]:
         refused = _dry_run(f"table inet gateway_probe {{ chain c {{ {chain}; }}; }}")
         yield Finding(f"nft-{name}", not refused, refused, KERNEL_OPTIONS[name] if refused else "")
     refused = _dry_run("table inet gateway_probe { flags owner; chain c { counter; }; }")
-    yield Finding("nft-owner", not refused, refused, "Linux 5.12 and nftables 1.0" if refused else "")
+    cost = f"{refused}; the steering table is open to others and goes by a helper process" if refused else ""
+    yield Finding("nft-owner", not refused, cost, "Linux 5.12 and nftables 1.0" if refused else "", needed=False)
     refused = _dry_run(
         "table inet gateway_probe { flowtable f { hook ingress priority 0; devices = { lo }; };"
         " chain c { type filter hook forward priority 0; meta l4proto tcp flow add @f; }; }"

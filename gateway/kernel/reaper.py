@@ -28,7 +28,7 @@ _SCRIPT = """
 import os, signal, socket, sys, time
 for number in (signal.SIGINT, signal.SIGHUP) + (() if sys.argv[1] else (signal.SIGTERM,)):
     signal.signal(number, signal.SIG_IGN)
-name, last, held, request, *passes = sys.argv[1:]
+name, last, into, request, *passes = sys.argv[1:]
 last, request = bytes.fromhex(last), bytes.fromhex(request)
 sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
 sock.bind((0, 0))
@@ -38,7 +38,7 @@ os.close(1)
 while os.read(0, 64):
     pass
 if last:
-    os.write(int(held) if held else sock.fileno(), last)
+    os.write(sock.fileno() if into == "-1" else int(into), last)
 for pause in passes:
     time.sleep(float(pause))
     sock.send(request)
@@ -50,11 +50,12 @@ while name:
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What is done at the end beside the deletions. ``last``: one nfnetlink datagram, written to ``held[0]`` where
-    there is one, else to a socket of the child's own. ``name``: stay until SIGTERM and keep ``held``; the word stands
-    alone on the command line, by which the keeper is found again."""
+    """What is done at the end beside the deletions. ``last``: one nfnetlink datagram, written to the descriptor
+    ``into`` of ``held``; -1 is a socket of the child's own. ``name``: stay until SIGTERM and keep ``held``; the word
+    stands alone on the command line, by which the keeper is found again."""
 
     last: bytes = b""
+    into: int = -1
     held: tuple[int, ...] = ()
     name: str = ""
 
@@ -90,8 +91,7 @@ class Reaper:
                 raise KernelError("start the reaper")
 
     def _words(self, will: Will) -> Sequence[str]:
-        held = str(will.held[0]) if will.held else ""
-        asked = (will.name, will.last.hex(), held, conntrack.USERSPACE.hex(), *map(str, PASSES))
+        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex(), *map(str, PASSES))
         return (sys.executable, "-I", "-S", "-c", _SCRIPT, *asked)
 
     @property

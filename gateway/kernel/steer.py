@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gateway.core.address import Address
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack
-from gateway.kernel.nft.element import Step, batch
+from gateway.kernel.nft.element import Step, batch, delete_table
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
 from gateway.kernel.reaper import Reaper, Will
@@ -23,16 +23,23 @@ BACK = 300
 
 class Steerer:
     """Opens the writer and starts the reaper in the network namespace of the calling thread. Raises KernelError. Not
-    for use by several threads at once."""
+    for use by several threads at once. Where the kernel knows no owners (``owned`` False; None asks it) the table has
+    none, and the reaper takes it away: others could change it, and a reaper that is killed too leaves it behind."""
 
-    def __init__(self) -> None:
-        self._writer = Writer()
+    def __init__(self, owned: bool | None = None) -> None:
+        self._writer = Writer(owned)
         self._applied = False
+        self._will = Will() if self.owned else Will(delete_table())
         try:
-            self._reaper = Reaper()
+            self._reaper = Reaper(self._will)
         except KernelError:
             self._writer.close()
             raise
+
+    @property
+    def owned(self) -> bool:
+        """The table has an owner: the kernel itself takes it away."""
+        return self._writer.owned
 
     def apply(self, steering: Steering, capture: Capture, changes: Sequence[LearnedChange] = ()) -> None:
         """Make the table what is wanted, in one transaction; running flows keep their class, learned sets keep what
@@ -70,12 +77,14 @@ class Steerer:
         go of the LAN's DNS, which nobody would answer. Again after ``links`` have changed. Raises KernelError."""
         row = (Step(True, "captured", DNS), Step(False, "captured", DNS))
         last, _ = batch([row], 1)
-        self._replace(Will(last, (self._writer.fd, *links), name))
+        into = self._writer.fd
+        own = (into,) if self.owned else ()
+        self._replace(Will(last, into if self.owned else -1, (*own, *links), name))
 
     def let_go(self) -> None:
         """The contrary of ``hold``. Raises KernelError."""
         if self.held:
-            self._replace(Will())
+            self._replace(self._will)
 
     @property
     def reaper(self) -> int:

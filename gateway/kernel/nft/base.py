@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.library import Library, folder
 from gateway.kernel.nft.render import base
@@ -22,4 +24,8 @@ def undo(step: dict[str, object]) -> None:
     """Executor of ``UNDO``; a table that is gone already is fine."""
     if step.get("op") != "delete-table" or step.get("table") != TABLE:
         raise KernelError("undo", 0, f"not a step of ours: {step}")
-    Library().run(f"add table inet {TABLE}\ndelete table inet {TABLE}\n")
+    library = Library()
+    library.run(f"add table inet {TABLE}\ndelete table inet {TABLE}\n")
+    # A steering table without owner, of a gateway that died on a kernel that knows none; one with an owner is refused.
+    with contextlib.suppress(KernelError):
+        library.run("add table inet gateway\ndelete table inet gateway\n")

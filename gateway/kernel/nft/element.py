@@ -29,6 +29,7 @@ from gateway.kernel.plan import LearnedChange
 TABLE = "gateway"
 INET = 1
 NEW, DELETE = NFTABLES << 8 | 12, NFTABLES << 8 | 14
+DELETE_TABLE = NFTABLES << 8 | 2
 LIST_TABLE, LIST_SET, LIST_ELEMENTS = 1, 2, 3
 ELEMENT, KEY, TIMEOUT, VALUE = 1, 1, 4, 1
 
@@ -93,6 +94,16 @@ def batch(rows: Sequence[Sequence[Step]], sequence: int) -> tuple[bytes, int]:
         parts.append(message(NEW if add else DELETE, flags, sequence + number, INET, payload))
     parts.append(message(BATCH_END, REQUEST, sequence + len(groups) + 1, 0, resource=NFTABLES))
     return b"".join(parts), sequence + len(groups)
+
+
+def delete_table() -> bytes:
+    """The datagram that takes the table away, where it has no owner."""
+    parts = (
+        message(BATCH_BEGIN, REQUEST, 1, 0, resource=NFTABLES),
+        message(DELETE_TABLE, REQUEST, 2, INET, string(1, TABLE)),
+        message(BATCH_END, REQUEST, 3, 0, resource=NFTABLES),
+    )
+    return b"".join(parts)
 
 
 def _element(step: Step) -> bytes:

@@ -23,16 +23,18 @@ NEW_OBJECT, GET_OBJECT = NFTABLES << 8 | 18, NFTABLES << 8 | 19
 OBJECT_TABLE, OBJECT_NAME, OBJECT_DATA = 1, 2, 4
 COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 RECEIVE = 65536
+OWNER = "\tflags owner\n"
 PATIENCE = 5000
 """Milliseconds that an acknowledgement may take; the kernel answers within the write."""
 
 
 class Writer:
     """Makes the table on the first ``apply``. Not for use by several threads. Raises KernelError from the constructor
-    where libnftables is missing."""
+    where libnftables is missing. ``owned``: whether the kernel knows ``flags owner`` (Linux 5.12); None asks it."""
 
-    def __init__(self) -> None:
+    def __init__(self, owned: bool | None = None) -> None:
         self._library = Library()
+        self.owned = _owners(self._library) if owned is None else owned
         self._objects: Objects | None = None
         self._generation = 0
         self._sequence = 0
@@ -46,6 +48,8 @@ class Writer:
         if self._objects is None:
             self._remove_leftover()
             skeleton = (folder() / "steer.nft").read_text()
+            if not self.owned:
+                skeleton = skeleton.replace(OWNER, "")
             self._library.run(skeleton + "\n" + text)
         else:
             self._library.run(text)
@@ -124,7 +128,7 @@ class Writer:
         return self._library.fd < 0
 
     def close(self) -> None:
-        """The table goes. Any number of times."""
+        """The table goes, where it is owned. Any number of times."""
         self._library.close()
         self._objects = None
 
@@ -146,3 +150,14 @@ class Writer:
                 refused = refused or answer.errno or 0
         if refused or not acknowledged:
             raise KernelError("nft elements", refused or errno.EPROTO)
+
+
+def _owners(library: Library) -> bool:
+    """False only where the kernel takes a table and refuses the same one with an owner."""
+    for flags, verdict in ((OWNER, True), ("", False)):
+        try:
+            library.run(f"table inet gateway_probe {{\n{flags}}}\n", check=True)
+            return verdict
+        except KernelError:
+            continue
+    return True

@@ -117,8 +117,8 @@ class Server:
 class Owner:
     """owner.py on the gateway."""
 
-    def __init__(self, host: Host) -> None:
-        command = ["ip", "netns", "exec", host.namespace, sys.executable, str(HERE / "owner.py"), str(PORT)]
+    def __init__(self, host: Host, *words: str) -> None:
+        command = ["ip", "netns", "exec", host.namespace, sys.executable, str(HERE / "owner.py"), str(PORT), *words]
         self.child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."},
             cwd=HERE.parents[2],
@@ -223,6 +223,16 @@ def net() -> Iterator[Net]:
 @pytest.fixture
 def owner(net: Net) -> Iterator[Owner]:
     owner = Owner(net.gateway)
+    try:
+        yield owner
+    finally:
+        owner.close()
+
+
+@pytest.fixture
+def unowned(net: Net) -> Iterator[Owner]:
+    """As on a kernel that knows no owners."""
+    owner = Owner(net.gateway, "unowned")
     try:
         yield owner
     finally:

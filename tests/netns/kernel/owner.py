@@ -102,7 +102,7 @@ def verdict(word: str) -> Verdict | None:
 
 def main() -> None:
     port = int(sys.argv[1])
-    steerer = Steerer()
+    steerer = Steerer(False if "unowned" in sys.argv else None)
     capture = Capture(("lan0",), port, dns_port=5353)
     steerer.apply(steering(), capture)
     listen(port)
@@ -118,6 +118,10 @@ def main() -> None:
                 steerer.apply(steering(Verdict[words[1].upper()]), capture)
             elif words[0] == "deaf":
                 steerer.apply(steering(), Capture(("lan0",), port + 1, dns_port=5353))
+            elif words[0] == "close":
+                steerer.close()
+                print("done", flush=True)
+                continue
             elif words[0] == "back":
                 steerer.hand_back(Address.of(words[1], int(words[2])), Address.of(words[3], int(words[4])))
             print("done", {name.name: value[0] for name, value in steerer.counters().items()}, flush=True)

@@ -10,9 +10,12 @@ import pytest
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack, mark
 from gateway.kernel.nft import base as base_table
+from gateway.kernel.nft import writer as writer_module
 from gateway.kernel.nft.library import Library
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Base, Capture, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
+
+from .conftest import Owner
 
 pytestmark = pytest.mark.root
 KINDS = ("tcp", "udp")
@@ -321,3 +324,45 @@ def test_a_steered_client_of_several_paths_falls_back_to_one(net, owner, prefix)
         assert "packets 0 " not in direct
     finally:
         net.nft("delete", "table", "inet", "seen")
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_without_owners_the_reaper_takes_the_table_away(net, unowned, until, prefix, end):
+    assert "flags owner" not in net.nft("list", "table", "inet", "gateway")
+    assert net.ask("tcp", net.client, f"{prefix}1").startswith("server ")
+    assert net.ask("tcp", net.client, f"{prefix}2").startswith("owner ")
+    unowned.tell(f"learn {prefix}6 none user")
+    unowned.tell("apply direct")
+    assert net.ask("udp", net.client, f"{prefix}6").startswith("owner ")
+    unowned.kill() if end == "kill" else unowned.tell("close")
+    assert until(lambda: "gateway" not in net.nft("list", "tables"))
+    assert net.ask("tcp", net.client, f"{prefix}2").startswith("server ")
+
+
+def test_whether_the_kernel_knows_owners_is_asked(net):
+    class Old(Library):
+        def run(self, text, *, check=False):
+            if "flags owner" in text:
+                raise KernelError("nft", errno.EOPNOTSUPP, "Operation not supported")
+            return super().run(text, check=check)
+
+    class Broken(Library):
+        def run(self, text, *, check=False):
+            raise KernelError("nft", errno.EPERM)
+
+    found = [net.gateway.call(lambda kind=kind: writer_module._owners(kind())) for kind in (Library, Old, Broken)]
+    assert found == [True, False, True]
+
+
+def test_an_ownerless_table_that_was_left_is_replaced_and_undone(net, until):
+    net.nft("add", "table", "inet", "gateway")
+    owner = Owner(net.gateway)
+    try:
+        assert net.ask("tcp", net.client, "198.51.100.2").startswith("owner ")
+    finally:
+        owner.close()
+    assert until(lambda: "gateway" not in net.nft("list", "tables"))
+    net.nft("add", "table", "inet", "gateway")
+    net.gateway.call(lambda: base_table.undo(base_table.UNDO))
+    assert net.nft("list", "tables") == ""
