@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ DEBIAN = "/usr/lib/python3/dist-packages"
 
 
 def folder() -> Path:
-    """Where the ``.nft`` files are: beside the package in a checkout, below the prefix when installed."""
-    checkout = Path(__file__).resolve().parents[3] / "nft"
-    return checkout if checkout.is_dir() else Path(sys.prefix) / "share/gateway/nft"
+    """Where the ``.nft`` files are: beside the package in a checkout, below the prefix when installed (``pip install
+    --target`` has none but its own folder)."""
+    top, share = Path(__file__).resolve().parents[3], Path("share/gateway/nft")
+    places = (top / "nft", top / share, Path(sysconfig.get_path("data")) / share)
+    return next((place for place in places if (place / "base.nft").is_file()), places[-1])
 
 
 class Library:
