@@ -71,6 +71,10 @@ as UDP_GRO delivers them; 0 says one datagram. ``data`` is valid only during the
 class PacketConn(Protocol):
     """Datagrams to and from many peers through one local mapping (endpoint-independent)."""
 
+    @property
+    def closed(self) -> bool:
+        """No datagram passes any more: ``close`` was called, or what carried them has ended."""
+
     def send(self, data: Buffer, destination: Address, segment: int = 0) -> None:
         """Send at once or drop (a full socket buffer, an unresolved name over its bound); never blocks or raises for
         a single lost datagram."""

@@ -107,6 +107,10 @@ class Session:
     def packet(self, flow: Flow, data: Buffer, segment: int, now: float) -> None:
         self.used = now
         route = self.routes.get(flow.destination)
+        if route is not None and route.link is not None and route.link.conn.closed:
+            # What carried it has ended (a SOCKS association): decided and dialled anew.
+            self._unlink_closed()
+            route = None
         if route is None:
             route = self._new_route(flow, data, segment)
         elif route.held is not None:
@@ -235,6 +239,7 @@ class Session:
         tag = decision.outbound
         router = self._sessions.router
         async with self._dialing.setdefault(tag, asyncio.Lock()):
+            self._unlink_closed()
             link = self.links.get(tag)
             if link is None:
                 outbound = router.outbound(flow, decision)
@@ -252,13 +257,19 @@ class Session:
         self.reply(data, link.back.get(peer, peer) if link.back else peer, segment)
 
     def expire(self, now: float) -> bool:
-        """Close what is idle; True where nothing is left."""
+        """Close what is idle, and what has ended; True where nothing is left."""
+        self._unlink_closed()
         for tag, link in list(self.links.items()):
             if now - link.used >= link.timeout:
                 self._unlink(tag, link)
         busy = any(route.task is not None for route in self.routes.values())
         # Without a mapping (refused, hijacked) a session is only what it remembers.
         return not self.links and not busy and now - self.used >= BY_PROTOCOL["dns"]
+
+    def _unlink_closed(self) -> None:
+        for tag, link in list(self.links.items()):
+            if link.conn.closed:
+                self._unlink(tag, link)
 
     def _unlink(self, tag: str, link: Link) -> None:
         del self.links[tag]

@@ -146,7 +146,7 @@ class Mapping:
         self._tasks: dict[Address, asyncio.Task[None]] = {}
         self._receiver: Receiver | None = None
         self._early: list[tuple[bytes, Address, int]] = []
-        self._closed = False
+        self.closed = False
 
     def open(self, family: int) -> Port:
         """The socket of ``family``. Raises OSError."""
@@ -159,7 +159,7 @@ class Mapping:
         target = self._targets.get(destination)
         if target is not None:
             transmit(target[0], data, target[1], segment)
-        elif self._closed:
+        elif self.closed:
             return
         elif isinstance(destination.host, str):
             self._hold(bytes(data), destination, segment)
@@ -201,7 +201,7 @@ class Mapping:
         finally:
             waiting = self._pending.pop(destination, [])
             self._tasks.pop(destination, None)
-        if found and not self._closed:
+        if found and not self.closed:
             for data, segment in waiting:
                 self._send_to(destination, found[0], data, segment)
 
@@ -222,7 +222,7 @@ class Mapping:
             self._early.append((bytes(data), peer, segment))
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._targets.clear()
         for task in tuple(self._tasks.values()):
             task.cancel()

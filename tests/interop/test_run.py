@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests import peers
-from tests.interop.harness import check_datagrams, check_stream, echo, free_port, program, socks_connect
+from tests.interop.harness import (
+    LOOPBACK,
+    ask,
+    check_datagrams,
+    check_stream,
+    echo,
+    encode,
+    exactly,
+    free_port,
+    program,
+    socks_connect,
+)
 from tests.interop.test_shadowsocks import PASSWORDS, sing_box
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +89,22 @@ def test_proxied_through_shadowsocks_libev():
     ):
         check_stream(socks_connect(port, "127.0.0.1", far))
         check_datagrams(port, "127.0.0.1", far)
+
+
+@pytest.mark.peer("sing-box")
+def test_datagrams_go_on_after_the_socks_server_was_gone():
+    """One client socket all the time; its association at the server ends, and the next datagram makes a new one."""
+    server, port = free_port(), free_port()
+    inbound = {"type": "socks", "listen": LOOPBACK, "listen_port": server}
+    outbound = {"type": "socks", "tag": "proxy", "server": LOOPBACK, "server_port": server}
+    with echo() as far, gateway(port, [outbound], [], "proxy"), socket.create_connection((LOOPBACK, port)) as control:
+        control.sendall(b"\x05\x01\x00\x05\x03\x00\x01\0\0\0\0\0\0")
+        relay = (LOOPBACK, int.from_bytes(exactly(control, 12)[10:], "big"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.5)
+            for text in (b"before", b"after"):
+                with sing_box([inbound], [DIRECT], server):
+                    ask(sock, relay, encode(LOOPBACK, far), text)
 
 
 @pytest.mark.peer("curl")

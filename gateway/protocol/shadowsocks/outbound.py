@@ -66,6 +66,10 @@ class Packets:
         self._server = server
         self._client = client
 
+    @property
+    def closed(self) -> bool:
+        return self._inner.closed
+
     def send(self, data: Buffer, destination: Address, segment: int = 0) -> None:
         view = memoryview(data)
         size = segment or max(len(view), 1)

@@ -99,9 +99,11 @@ class Packets:
             pass
         self._inner.close()
 
+    @property
+    def closed(self) -> bool:
+        return self._inner.closed
+
     def send(self, data: Buffer, destination: Address, segment: int = 0) -> None:
-        if self._watch.done():
-            return
         try:
             header = codec.wrap(destination)
         except LocalError:

@@ -356,6 +356,29 @@ def test_one_source_has_one_port_for_all_peers_and_anybody_may_answer() -> None:
     run(body, to("direct"))
 
 
+def test_a_mapping_that_has_ended_is_dialled_anew() -> None:
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        sock, address = echo_socket()
+        talk = Talk(house)
+        talk.send(b"1", address)
+        first = (await loop.sock_recvfrom(sock, 100))[1]
+        (session,) = house.router.sessions.running()
+        session.links["direct"].conn.close()
+        talk.send(b"2", address)
+        data, second = await loop.sock_recvfrom(sock, 100)
+        assert data == b"2"
+        assert second != first
+        assert house.engine.walks == 2
+        session.links["direct"].conn.close()
+        session.expire(0.0)
+        assert not session.links, "not kept until it is idle"
+        assert not session.routes
+        sock.close()
+
+    run(body, to("direct"))
+
+
 def test_destinations_of_one_source_may_take_different_outbounds() -> None:
     def script(flow: Flow, findings: Findings) -> Iterator[Any]:
         yield Decision("route", "direct" if flow.destination.port % 2 else "other", 0)
