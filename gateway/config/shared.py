@@ -75,3 +75,9 @@ class User(Options, kw_only=True):
 
     username: str
     password: str = ""
+
+
+class UserListenOptions(ListenOptions):
+    """Of inbounds with users; empty: everybody may enter."""
+
+    users: list[User] = []

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import h11
 
-from gateway.config.shared import User
 from gateway.core.address import Address
-from gateway.core.contracts import Wiring
 from gateway.core.errors import PeerError
 from gateway.core.flow import Flow
 from gateway.protocol.http import codec
-from gateway.protocol.http.options import InboundOptions
 from gateway.protocol.http.plain import Exchange
-from gateway.transport.listen import StreamListener
+from gateway.transport import inbound
 from gateway.transport.tcp import SocketStream
 
-HANDSHAKE = 15.0
-"""Seconds that a client may take for its first request."""
 IDLE = 300.0
 """Seconds that a client may stay silent between two plain requests."""
 
 
-class Handler:
-    """Serves one connection after another; ``mixed`` uses it too."""
+class Handler(inbound.Handler):
+    """``mixed`` uses it too."""
 
-    def __init__(self, tag: str, kind: str, users: Mapping[str, str], wiring: Wiring) -> None:
-        self._tag = tag
-        self._type = kind
-        self._users = users
-        self._wiring = wiring
-
-    async def serve(self, stream: SocketStream, source: Address) -> None:
-        """From the client's first byte to the router. Closes ``stream`` unless the router has it."""
+    async def greet(self, stream: SocketStream, source: Address) -> None:
         client = h11.Connection(h11.SERVER, max_incomplete_event_size=codec.LONGEST)
         exchange = Exchange(stream, client, self._flow(source), self._wiring)
         try:
@@ -42,11 +29,6 @@ class Handler:
                 stream.close()
         except h11.RemoteProtocolError:
             await refuse(stream, codec.BAD_REQUEST)
-        except (OSError, PeerError, TimeoutError):
-            stream.close()
-        except asyncio.CancelledError:
-            stream.close()
-            raise
         finally:
             exchange.close()
 
@@ -57,7 +39,7 @@ class Handler:
         self, stream: SocketStream, client: h11.Connection, source: Address, exchange: Exchange
     ) -> bool:
         """True where the router took ``stream`` over."""
-        patience = HANDSHAKE
+        patience = inbound.HANDSHAKE
         while True:
             async with asyncio.timeout(patience):
                 request = await next_event(stream, client)
@@ -106,20 +88,6 @@ async def refuse(stream: SocketStream, answer: bytes) -> None:
     stream.close()
 
 
-class Inbound:
+class Inbound(inbound.Inbound):
     type = "http"
-
-    def __init__(self, tag: str, options: InboundOptions, wiring: Wiring) -> None:
-        self.tag = tag
-        handler = Handler(tag, self.type, users_of(options.users), wiring)
-        self._listener = StreamListener(options, wiring, handler.serve)
-
-    async def start(self) -> None:
-        await self._listener.start()
-
-    async def close(self) -> None:
-        await self._listener.close()
-
-
-def users_of(users: list[User]) -> dict[str, str]:
-    return {user.username: user.password for user in users}
+    handler = Handler

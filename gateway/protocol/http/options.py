@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.config.shared import ListenOptions, RemoteOptions, User
+from gateway.config.shared import RemoteOptions, UserListenOptions
 
 
-class InboundOptions(ListenOptions):
-    """``users`` empty: everybody may enter."""
-
-    users: list[User] = []  # noqa: RUF012 (msgspec copies defaults)
+class InboundOptions(UserListenOptions):
+    """Nothing of its own."""
 
 
 class OutboundOptions(RemoteOptions, kw_only=True):

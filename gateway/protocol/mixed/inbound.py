@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.protocol.http.inbound import Handler as HTTPHandler
-from gateway.protocol.mixed.options import InboundOptions
-from gateway.protocol.socks.inbound import HANDSHAKE, users_of
 from gateway.protocol.socks.inbound import Handler as SOCKSHandler
-from gateway.transport.listen import StreamListener
+from gateway.transport import inbound
 from gateway.transport.tcp import SocketStream
 
 
-class Inbound:
-    type = "mixed"
+class Handler(inbound.Handler):
+    def __init__(self, tag: str, kind: str, users: Mapping[str, str], wiring: Wiring) -> None:
+        super().__init__(tag, kind, users, wiring)
+        self._socks = SOCKSHandler(tag, kind, users, wiring)
+        self._http = HTTPHandler(tag, kind, users, wiring)
 
-    def __init__(self, tag: str, options: InboundOptions, wiring: Wiring) -> None:
-        self.tag = tag
-        users = users_of(options.users)
-        self._socks = SOCKSHandler(tag, self.type, users, wiring)
-        self._http = HTTPHandler(tag, self.type, users, wiring)
-        self._listener = StreamListener(options, wiring, self._serve)
-
-    async def _serve(self, stream: SocketStream, source: Address) -> None:
-        try:
-            async with asyncio.timeout(HANDSHAKE):
-                data = await stream.read()
-        except (OSError, TimeoutError):
-            data = b""
-        except asyncio.CancelledError:
-            stream.close()
-            raise
+    async def greet(self, stream: SocketStream, source: Address) -> None:
+        async with asyncio.timeout(inbound.HANDSHAKE):
+            data = await stream.read()
         if not data:
             stream.close()
             return
         stream.unread(data)
-        await (self._socks if data[0] in (4, 5) else self._http).serve(stream, source)
+        await (self._socks if data[0] in (4, 5) else self._http).greet(stream, source)
 
-    async def start(self) -> None:
-        await self._listener.start()
 
-    async def close(self) -> None:
-        await self._listener.close()
+class Inbound(inbound.Inbound):
+    type = "mixed"
+    handler = Handler

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.config.shared import ListenOptions, User
+from gateway.config.shared import UserListenOptions
 
 
-class InboundOptions(ListenOptions):
-    """``users`` count for SOCKS and HTTP alike; empty: everybody may enter."""
-
-    users: list[User] = []  # noqa: RUF012 (msgspec copies defaults)
+class InboundOptions(UserListenOptions):
+    """``users`` count for SOCKS and HTTP alike."""

@@ -4,53 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
 
-from gateway.config.shared import User
 from gateway.core.address import Address
-from gateway.core.contracts import Wiring
-from gateway.core.errors import PeerError
 from gateway.core.flow import Flow
 from gateway.kernel.sockopt import address_of
 from gateway.protocol.socks import codec
 from gateway.protocol.socks.associate import Association
-from gateway.protocol.socks.options import InboundOptions
-from gateway.transport.listen import StreamListener
+from gateway.transport import inbound
 from gateway.transport.tcp import SocketStream
 
-HANDSHAKE = 15.0
-"""Seconds that a client may take to say what it wants."""
 
+class Handler(inbound.Handler):
+    """``mixed`` uses it too."""
 
-def users_of(users: Sequence[User]) -> dict[str, str]:
-    return {user.username: user.password for user in users}
-
-
-class Handler:
-    """Serves one connection after another; ``mixed`` uses it too."""
-
-    def __init__(self, tag: str, kind: str, users: Mapping[str, str], wiring: Wiring) -> None:
-        self._tag = tag
-        self._type = kind
-        self._users = users
-        self._wiring = wiring
-
-    async def serve(self, stream: SocketStream, source: Address) -> None:
-        """From the client's first byte to the router. Closes ``stream`` on every failure."""
-        try:
-            async with asyncio.timeout(HANDSHAKE):
-                server = await self._shake(stream)
-            if server is None:
-                stream.close()
-            elif server.request is not None and server.request.command == codec.ASSOCIATE:
-                await self._associate(stream, source, server.request)
-            elif server.request is not None:
-                self._connect(stream, source, server.request, server.rest)
-        except (OSError, PeerError, TimeoutError):
+    async def greet(self, stream: SocketStream, source: Address) -> None:
+        async with asyncio.timeout(inbound.HANDSHAKE):
+            server = await self._shake(stream)
+        if server is None or server.request is None:
             stream.close()
-        except asyncio.CancelledError:
-            stream.close()
-            raise
+        elif server.request.command == codec.ASSOCIATE:
+            await self._associate(stream, source, server.request)
+        else:
+            self._connect(stream, source, server.request, server.rest)
 
     async def _shake(self, stream: SocketStream) -> codec.Server | None:
         server = codec.Server(self._users)
@@ -93,16 +68,6 @@ class Handler:
             stream.close()
 
 
-class Inbound:
+class Inbound(inbound.Inbound):
     type = "socks"
-
-    def __init__(self, tag: str, options: InboundOptions, wiring: Wiring) -> None:
-        self.tag = tag
-        handler = Handler(tag, self.type, users_of(options.users), wiring)
-        self._listener = StreamListener(options, wiring, handler.serve)
-
-    async def start(self) -> None:
-        await self._listener.start()
-
-    async def close(self) -> None:
-        await self._listener.close()
+    handler = Handler

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gateway.config.shared import ListenOptions, NetworkList, RemoteOptions, User
+from gateway.config.shared import NetworkList, RemoteOptions, UserListenOptions
 
 
-class InboundOptions(ListenOptions):
-    """``users`` empty: everybody may enter."""
-
-    users: list[User] = []  # noqa: RUF012 (msgspec copies defaults)
+class InboundOptions(UserListenOptions):
+    """Nothing of its own."""
 
 
 class OutboundOptions(RemoteOptions, kw_only=True):
