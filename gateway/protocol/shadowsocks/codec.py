@@ -1,7 +1,6 @@
 """Shadowsocks over TCP, both roles, as stream layers without I/O.
 
-The bulk path is ``Sealer.seal`` and ``Opener.feed``: they encrypt and decrypt straight into one buffer, one contiguous
-output a call. Clocks and randomness are arguments.
+What follows a request's head is ``chunk``'s. Clocks and randomness are arguments.
 """
 
 from __future__ import annotations
@@ -10,15 +9,13 @@ from collections.abc import Callable, Sequence
 from hmac import compare_digest
 from typing import NamedTuple
 
-from cryptography.exceptions import InvalidTag
-
 from gateway.core import socksaddr
 from gateway.core.address import Address
 from gateway.core.errors import AuthError, LocalError, PeerError
 from gateway.core.stream import Buffer
 from gateway.core.wire import Incomplete, Reader, u16, u64
+from gateway.protocol.shadowsocks.chunk import LENGTH, Opener, Sealer
 from gateway.protocol.shadowsocks.cipher import (
-    AEAD,
     TAG,
     Method,
     ecb_decryptor,
@@ -36,138 +33,7 @@ SKEW = 30
 """Seconds that the clocks of both ends may differ (SIP022)."""
 PADDING = 900
 """Most padding bytes of a 2022 request."""
-_LENGTH = 2 + TAG
 _FIXED = 1 + 8 + 2
-_LAZY = 32
-"""Calls with little data after which a large buffer is given back."""
-
-
-class Room:
-    """One output buffer, grown to what is needed, given back after a while of small use."""
-
-    __slots__ = ("_small", "_view")
-
-    def __init__(self) -> None:
-        self._view = memoryview(bytearray())
-        self._small = 0
-
-    def take(self, size: int) -> memoryview:
-        have = len(self._view)
-        if size * 8 < have and have > 16384:
-            self._small += 1
-        else:
-            self._small = 0
-        if size > have or self._small > _LAZY:
-            self._small = 0
-            # Somewhat larger, so that a slightly longer read does not allocate again.
-            self._view = memoryview(bytearray(size + size // 8))
-        return self._view
-
-
-class Sealer:
-    """The write half: plain bytes to chunks. The nonce is a counter, little-endian."""
-
-    __slots__ = ("_aead", "_chunk", "_count", "_nonce", "_room")
-
-    def __init__(self, method: Method, key: bytes) -> None:
-        self._aead: AEAD = method.open(key)
-        self._nonce = method.nonce
-        self._chunk = method.chunk
-        self._count = 0
-        self._room = Room()
-
-    def one(self, data: bytes) -> bytes:
-        """``data`` with its tag, without a length before it."""
-        out = bytearray(len(data) + TAG)
-        self._aead.encrypt_into(self._count.to_bytes(self._nonce, "little"), data, None, out)
-        self._count += 1
-        return bytes(out)
-
-    def seal(self, data: Buffer) -> memoryview:
-        """All of ``data`` as chunks; the view is valid until the next call."""
-        view = memoryview(data)
-        total = len(view)
-        step = self._chunk
-        out = self._room.take(total + (total + step - 1) // step * (_LENGTH + TAG))
-        encrypt, width, count, at = self._aead.encrypt_into, self._nonce, self._count, 0
-        for start in range(0, total, step):
-            part = view[start : start + step]
-            size = len(part)
-            body = at + _LENGTH
-            end = body + size + TAG
-            encrypt(count.to_bytes(width, "little"), size.to_bytes(2, "big"), None, out[at:body])
-            encrypt((count + 1).to_bytes(width, "little"), part, None, out[body:end])
-            count += 2
-            at = end
-        self._count = count
-        return out[:at]
-
-
-class Opener:
-    """The read half: chunks to plain bytes. Keeps at most one partial chunk."""
-
-    __slots__ = ("_aead", "_count", "_limit", "_nonce", "_rest", "_room", "_size", "_two")
-
-    def __init__(self, method: Method, key: bytes) -> None:
-        self._aead: AEAD = method.open(key)
-        self._nonce = method.nonce
-        self._limit = method.chunk
-        self._count = 0
-        self._size = -1
-        self._rest = bytearray()
-        self._two = bytearray(2)
-        self._room = Room()
-
-    def one(self, data: Buffer) -> bytes:
-        """``data`` without its tag. Raises AuthError."""
-        out = bytearray(len(data) - TAG)
-        try:
-            self._aead.decrypt_into(self._count.to_bytes(self._nonce, "little"), data, None, out)
-        except InvalidTag:
-            raise AuthError("message does not verify") from None
-        self._count += 1
-        return bytes(out)
-
-    def feed(self, data: Buffer) -> memoryview:
-        """Whatever is complete; the view is valid until the next call. Raises AuthError, PeerError."""
-        view = memoryview(data)
-        rest, size, end = self._rest, self._size, len(view)
-        out = self._room.take(end + len(rest))
-        decrypt, width, count, two = self._aead.decrypt_into, self._nonce, self._count, self._two
-        pos = at = 0
-        frame: Buffer
-        try:
-            while True:
-                want = _LENGTH if size < 0 else size + TAG
-                if rest:
-                    take = want - len(rest)
-                    rest += view[pos : pos + take]
-                    pos = min(pos + take, end)
-                    if len(rest) < want:
-                        break
-                    frame, rest = rest, bytearray()
-                elif end - pos >= want:
-                    frame = view[pos : pos + want]
-                    pos += want
-                else:
-                    if pos < end:
-                        rest = bytearray(view[pos:])
-                    break
-                nonce = count.to_bytes(width, "little")
-                if size < 0:
-                    decrypt(nonce, frame, None, two)
-                    size = two[0] << 8 | two[1]
-                    if size > self._limit:
-                        raise PeerError(f"chunk of {size} bytes")
-                else:
-                    decrypt(nonce, frame, None, out[at : at + size])
-                    at += size
-                    size = -1
-                count += 1
-        except InvalidTag:
-            raise AuthError("chunk does not verify") from None
-        self._rest, self._size, self._count = rest, size, count
-        return out[:at]
 
 
 class Request(NamedTuple):
@@ -312,10 +178,10 @@ class Server:
     def _classic(self) -> bytes:
         method, head = self._method, self._head
         if self._opener is None:
-            if len(head) < method.key + _LENGTH:
+            if len(head) < method.key + LENGTH:
                 return b""
             self._check_salt(bytes(head[: method.key]))
-            self._user = self._find(bytes(head[method.key : method.key + _LENGTH]))
+            self._user = self._find(bytes(head[method.key : method.key + LENGTH]))
             self._opener = Opener(method, method.subkey(self._user.key, self._salt))
             del head[: method.key]
             self._seen.add(self._salt, self._clock())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.core.address import Address
 from gateway.core.errors import AuthError, PeerError
-from gateway.protocol.shadowsocks import codec
+from gateway.protocol.shadowsocks import chunk, codec
 from gateway.protocol.shadowsocks.cipher import METHODS, hkdf_sha1, identity_key, password_key
 from gateway.protocol.shadowsocks.replay import SaltFilter
 
@@ -202,7 +202,7 @@ def test_identity_header(method):
 
 
 def test_a_large_buffer_is_given_back():
-    room = codec.Room()
+    room = chunk.Room()
     assert len(room.take(1 << 20)) >= 1 << 20
     for _ in range(40):
         room.take(100)
