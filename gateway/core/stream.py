@@ -7,7 +7,7 @@ there is no layer, else by one ``recv_into``, one ``decode`` / ``encode``, one `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from socket import socket
 from typing import Protocol, runtime_checkable
 
@@ -66,6 +66,14 @@ class SocketBacked(Protocol):
 Receiver = Callable[[Buffer, Address, int], None]
 """(data, peer, segment): ``segment`` > 0 says that data holds several datagrams of that size (the last may be shorter),
 as UDP_GRO delivers them; 0 says one datagram. ``data`` is valid only during the call."""
+
+
+def datagrams(data: Buffer, segment: int) -> Iterator[memoryview]:
+    """The datagrams of a batch, see ``Receiver``; of one datagram itself, also where it is empty."""
+    view = memoryview(data)
+    size = segment or max(len(view), 1)
+    for start in range(0, max(len(view), 1), size):
+        yield view[start : start + size]
 
 
 class PacketConn(Protocol):

@@ -16,7 +16,7 @@ from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import AuthError, PeerError
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import Buffer
+from gateway.core.stream import Buffer, datagrams
 from gateway.core.wire import Incomplete, Reader
 from gateway.protocol.shadowsocks import codec, packet
 from gateway.protocol.shadowsocks.cipher import METHODS, main_key
@@ -113,22 +113,18 @@ class Inbound:
             stream.close()
 
     def _datagram(self, data: Buffer, source: Address, segment: int) -> None:
-        view = memoryview(data)
-        size = segment or len(view)
-        for start in range(0, len(view), size or 1):
+        for datagram in datagrams(data, segment):
             try:
-                found = self._packets.open(view[start : start + size])
+                found = self._packets.open(datagram)
             except (AuthError, PeerError):
                 continue
             self._route(found, source)
 
     def _route(self, found: packet.Datagram, source: Address) -> None:
         def reply(data: Buffer, peer: Address, segment: int) -> None:
-            view = memoryview(data)
-            size = segment or max(len(view), 1)
-            for start in range(0, max(len(view), 1), size):
+            for datagram in datagrams(data, segment):
                 try:
-                    wire = self._packets.seal(found.session, view[start : start + size], peer)
+                    wire = self._packets.seal(found.session, datagram, peer)
                 except PeerError:
                     return
                 if self._packet is not None:

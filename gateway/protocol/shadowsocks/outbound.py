@@ -11,7 +11,7 @@ from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import AuthError, DialError, LocalError, PeerError
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
+from gateway.core.stream import Buffer, PacketConn, Receiver, Stream, datagrams
 from gateway.protocol.shadowsocks import codec, packet
 from gateway.protocol.shadowsocks.cipher import METHODS, client_keys
 from gateway.protocol.shadowsocks.options import OutboundOptions
@@ -71,22 +71,18 @@ class Packets:
         return self._inner.closed
 
     def send(self, data: Buffer, destination: Address, segment: int = 0) -> None:
-        view = memoryview(data)
-        size = segment or max(len(view), 1)
-        for start in range(0, max(len(view), 1), size):
+        for datagram in datagrams(data, segment):
             try:
-                wire = self._client.seal(view[start : start + size], destination)
+                wire = self._client.seal(datagram, destination)
             except LocalError:
                 return
             self._inner.send(wire, self._server)
 
     def start(self, receiver: Receiver) -> None:
         def received(data: Buffer, peer: Address, segment: int) -> None:
-            view = memoryview(data)
-            size = segment or max(len(view), 1)
-            for start in range(0, len(view), size):
+            for datagram in datagrams(data, segment):
                 try:
-                    source, payload = self._client.open(view[start : start + size])
+                    source, payload = self._client.open(datagram)
                 except (AuthError, PeerError):
                     continue
                 receiver(payload, source, 0)

@@ -8,7 +8,7 @@ from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import PeerError
 from gateway.core.flow import Flow
-from gateway.core.stream import Buffer
+from gateway.core.stream import Buffer, datagrams
 from gateway.kernel.edge import IN
 from gateway.kernel.sockopt import address_of, set_mark
 from gateway.protocol.socks import codec
@@ -69,11 +69,9 @@ class Association:
         if self._sock.fileno() < 0:
             return
         header = codec.wrap(peer)
-        view = memoryview(data)
-        size = segment or max(len(view), 1)
-        for start in range(0, max(len(view), 1), size):
+        for datagram in datagrams(data, segment):
             try:
-                self._sock.sendmsg([header, view[start : start + size]], (), 0, self._to)
+                self._sock.sendmsg([header, datagram], (), 0, self._to)
             except OSError:
                 pass  # full buffer or ICMP error: a datagram may be lost
 

@@ -9,7 +9,7 @@ from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import DialError, LocalError, PeerError
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
+from gateway.core.stream import Buffer, PacketConn, Receiver, Stream, datagrams
 from gateway.protocol.socks import codec
 from gateway.protocol.socks.options import OutboundOptions
 from gateway.transport.dial import Dialer
@@ -108,18 +108,14 @@ class Packets:
             header = codec.wrap(destination)
         except LocalError:
             return
-        view = memoryview(data)
-        size = segment or max(len(view), 1)
-        for start in range(0, max(len(view), 1), size):
-            self._inner.send(header + view[start : start + size], self._relay)
+        for datagram in datagrams(data, segment):
+            self._inner.send(header + datagram, self._relay)
 
     def start(self, receiver: Receiver) -> None:
         def received(data: Buffer, peer: Address, segment: int) -> None:
-            view = memoryview(data)
-            size = segment or max(len(view), 1)
-            for start in range(0, len(view), size):
+            for datagram in datagrams(data, segment):
                 try:
-                    source, payload = codec.unwrap(view[start : start + size])
+                    source, payload = codec.unwrap(datagram)
                 except PeerError:
                     continue
                 receiver(payload, source, 0)
