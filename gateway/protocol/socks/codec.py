@@ -5,7 +5,7 @@ Input is bounded: nothing a peer can say before it is authenticated is kept beyo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hmac import compare_digest
 from ipaddress import IPv4Address
 from typing import Literal, NamedTuple
@@ -43,7 +43,36 @@ def verify(users: Mapping[str, str], name: str, password: str) -> bool:
     return right and known is not None
 
 
-class Server:
+class _Steps:
+    """A handshake as steps, each of which reads all of one message or raises Incomplete."""
+
+    def __init__(self, first: Callable[[Reader], bytes]) -> None:
+        self._data = b""
+        self._step = first
+
+    @property
+    def rest(self) -> bytes:
+        """What came after the handshake."""
+        return self._data
+
+    def done(self) -> bool:
+        raise NotImplementedError
+
+    def receive(self, data: bytes) -> bytes:
+        """What to send. Raises PeerError where it is no SOCKS, AuthError."""
+        self._data += data
+        out = b""
+        while not self.done():
+            reader = Reader(self._data)
+            try:
+                out += self._step(reader)
+            except Incomplete:
+                break
+            self._data = self._data[reader.pos :]
+        return out
+
+
+class Server(_Steps):
     """The server's side of one handshake. ``receive`` what came, send what it returns, until ``request`` is set (then
     ``rest`` holds what came after it) or ``failed`` says why not (then close, after sending). ``users`` empty: all may
     enter."""
@@ -53,25 +82,10 @@ class Server:
         self.failed = ""
         self._users = users
         self._user = ""
-        self._data = b""
-        self._step = self._version
+        super().__init__(self._version)
 
-    @property
-    def rest(self) -> bytes:
-        return self._data
-
-    def receive(self, data: bytes) -> bytes:
-        """Raises PeerError where it is no SOCKS."""
-        self._data += data
-        out = b""
-        while self.request is None and not self.failed:
-            reader = Reader(self._data)
-            try:
-                out += self._step(reader)
-            except Incomplete:
-                break
-            self._data = self._data[reader.pos :]
-        return out
+    def done(self) -> bool:
+        return self.request is not None or bool(self.failed)
 
     def _version(self, reader: Reader) -> bytes:
         version = reader.u8()
@@ -162,7 +176,7 @@ def reply(version: int, code: int, bound: Address = ANY) -> bytes:
     return bytes((5, code, 0)) + socksaddr.write(bound)
 
 
-class Client:
+class Client(_Steps):
     """The client's side. Send ``hello()``, then ``receive`` what comes and send what it returns, until ``bound`` is
     set; ``rest`` holds what came after. Raises AuthError, PeerError."""
 
@@ -177,12 +191,10 @@ class Client:
         self._command = command
         self._username = username
         self._password = password
-        self._data = b""
-        self._step = self._answer4 if version != "5" else self._method
+        super().__init__(self._answer4 if version != "5" else self._method)
 
-    @property
-    def rest(self) -> bytes:
-        return self._data
+    def done(self) -> bool:
+        return self.bound is not None
 
     def hello(self) -> bytes:
         if self._version == "5":
@@ -203,18 +215,6 @@ class Client:
         if len(name) > _FIELD or b"\0" in name:
             raise LocalError("host name does not fit")
         return head + b"\0\0\0\x01" + user + b"\0" + name + b"\0"
-
-    def receive(self, data: bytes) -> bytes:
-        self._data += data
-        out = b""
-        while self.bound is None:
-            reader = Reader(self._data)
-            try:
-                out += self._step(reader)
-            except Incomplete:
-                break
-            self._data = self._data[reader.pos :]
-        return out
 
     def _answer4(self, reader: Reader) -> bytes:
         reader.skip(1)
