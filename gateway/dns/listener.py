@@ -197,6 +197,9 @@ class Listener:
         writing = asyncio.Lock()
         try:
             while (query := await _read(stream)) is not None:
+                if (hit := self._resolver.hit(query, flow)) is not None:
+                    await _write(stream, hit, writing)
+                    continue
                 while len(work) >= PIPELINED:
                     await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
                 self._spawn(work, self._reply(stream, query, flow, writing))
@@ -213,8 +216,7 @@ class Listener:
         answer = await self._resolver.exchange(query, flow)
         if answer is not None:
             with suppress(OSError, TimeoutError):
-                async with writing, asyncio.timeout(IDLE):
-                    await stream.write(len(answer).to_bytes(2, "big") + answer)
+                await _write(stream, answer, writing)
 
     async def close(self) -> None:
         """Stop; questions at work get no answer."""
@@ -243,6 +245,12 @@ async def _read(stream: SocketStream) -> bytes | None:
                     return None
             elif len(data) == size:
                 return data
+
+
+async def _write(stream: SocketStream, answer: bytes, writing: asyncio.Lock) -> None:
+    """Raises OSError, TimeoutError where the client takes nothing."""
+    async with writing, asyncio.timeout(IDLE):
+        await stream.write(len(answer).to_bytes(2, "big") + answer)
 
 
 def _tell(sock: socket.socket) -> None:
