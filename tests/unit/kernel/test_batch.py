@@ -62,8 +62,10 @@ def test_too_long_too_many_and_refused():
         client.send(b"a")
         client.send(b"b")
         assert batch.receive(server.fileno()) == [1, 1]
+        for slot in range(2):
+            batch.put(slot, b"!", 1)
         batch._names[2:4] = b"\0\0"  # nobody can be answered at port 0; the next one still is
         batch.send(server.fileno(), 0, 2)
-        assert client.recv(10) == b"b"
+        assert client.recv(10) == b"b!"
     assert batch.receive(-1) == []
     batch.send(-1, 0, 2)
