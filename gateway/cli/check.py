@@ -1,16 +1,28 @@
-"""``gateway check``: the form of a configuration, nothing of the host."""
+"""``gateway check``: the form of a configuration; with ``--host``, what this host lacks for it too."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from gateway.cli.configuration import add_arguments, configuration
+from gateway.cli import configuration
+from gateway.cli.doctor import line
+from gateway.shortfall import shortfall
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    configuration.add_arguments(parser)
+    parser.add_argument("--host", action="store_true", help="name what this host lacks; none of it stops run")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for note in configuration(arguments).notes:
+    """1 for a wrong form, and with ``--host`` where something is lacking that the configuration cannot do without."""
+    config = configuration.configuration(arguments)
+    for note in config.notes:
         print(note, file=sys.stderr)
-    return 0
+    if not arguments.host:
+        return 0
+    found = list(shortfall(config))
+    for finding in found:
+        print(line(finding))
+    return 1 if any(finding.needed for finding in found) else 0

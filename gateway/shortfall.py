@@ -1,0 +1,89 @@
+"""What this host lacks for one configuration, a finding each: ``gateway check --host``. None of it stops ``run``.
+
+Nothing is changed; ports are bound for a moment and let go.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from gateway.config.root import Config, Tagged
+from gateway.kernel.probe import Finding, probe
+from gateway.options import GatewayOptions
+
+
+def shortfall(config: Config) -> Iterator[Finding]:
+    """Only what is not well. A configuration without a ``gateway`` object asks nothing of the kernel but ports."""
+    options = config.gateway
+    if isinstance(options, GatewayOptions):
+        yield from (finding for finding in probe() if not finding.ok)
+        yield from interfaces(options)
+        yield from group(options)
+    for inbound in config.inbounds:
+        yield from ports(inbound)
+
+
+def interfaces(options: GatewayOptions) -> Iterator[Finding]:
+    """Interfaces that are named and not there, or not up."""
+    there = {name for _, name in socket.if_nameindex()}
+    named = [("uplink", one.interface) for one in options.uplinks] + [("lan", one.interface) for one in options.lans]
+    for role, name in named:
+        if name not in there:
+            yield Finding(f"{role} {name}", False, "there is no such interface; run waits for it")
+
+
+def group(options: GatewayOptions) -> Iterator[Finding]:
+    """The cgroup that the process programs would be attached to."""
+    path = options.kernel.cgroup
+    if path and not os.path.isdir(path):
+        yield Finding("cgroup", False, f"{path} is not a folder: process rules are judged in userspace", needed=False)
+
+
+def ports(inbound: Tagged) -> Iterator[Finding]:
+    """The inbound's address and port, if another has them or the host does not."""
+    port = getattr(inbound.options, "listen_port", 0)
+    if not port:
+        return
+    host = getattr(inbound.options, "listen", "") or "::"
+    asked = str(getattr(inbound.options, "network", "") or "")
+    kinds = {"tcp": (socket.SOCK_STREAM,), "udp": (socket.SOCK_DGRAM,)}.get(asked, _kinds(inbound.type))
+    name = f"{inbound.type} {inbound.tag}"
+    for kind in kinds:
+        refused = bind(host, port, kind)
+        if refused:
+            network = "tcp" if kind == socket.SOCK_STREAM else "udp"
+            reason = "is taken" if refused == errno.EADDRINUSE else f"cannot be had: {os.strerror(refused)}"
+            yield Finding(name, False, f"{network} port {port} of {host} {reason}", _remedy(refused))
+
+
+def _kinds(type_: str) -> tuple[socket.SocketKind, ...]:
+    """Where the options leave it open; the UDP of socks and mixed has ports of its own."""
+    both = type_ in ("tproxy", "direct", "shadowsocks")
+    return (socket.SOCK_STREAM, socket.SOCK_DGRAM) if both else (socket.SOCK_STREAM,)
+
+
+def _remedy(refused: int) -> str:
+    return {errno.EADDRINUSE: "ss -lntup", errno.EACCES: "run as root"}.get(refused, "")
+
+
+def bind(host: str, port: int, kind: socket.SocketKind) -> int:
+    """0 where the port is free, else the errno of the refusal."""
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return errno.EINVAL
+    try:
+        with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, kind) as sock:
+            if kind == socket.SOCK_STREAM:
+                # As the inbound does: connections of a former run in TIME_WAIT are no hindrance.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            if kind == socket.SOCK_STREAM:
+                sock.listen(1)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0

@@ -1,0 +1,78 @@
+"""``check --host``: what a host lacks, on ports and interfaces that are ours to take."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import shortfall as module
+from gateway.cli import main
+from gateway.kernel.probe import Finding
+
+ABSENT = "gwabsent0"
+
+
+@pytest.fixture
+def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def check(value: dict[str, Any], *words: str) -> tuple[int, list[str]]:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(value))
+        code = main(["check", "-c", str(path), *words])
+        return code, capsys.readouterr().out.splitlines()
+
+    return check
+
+
+@pytest.mark.parametrize(("kind", "network"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_taken_port(told: Any, host: str, kind: socket.SocketKind, network: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sock:
+        sock.bind((host, 0))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        port = sock.getsockname()[1]
+        inbound = {"type": "direct", "tag": "in", "listen": host, "listen_port": port, "network": network}
+        assert told({"inbounds": [inbound]}) == (0, []), "the form is right"
+        code, lines = told({"inbounds": [inbound]}, "--host")
+        assert (code, len(lines)) == (1, 1)
+        assert f"direct in: {network} port {port} of {host} is taken" in lines[0]
+    assert told({"inbounds": [inbound]}, "--host") == (0, [])
+
+
+def test_an_address_that_the_host_has_not(told: Any) -> None:
+    code, lines = told(
+        {"inbounds": [{"type": "socks", "tag": "s", "listen": "192.0.2.1", "listen_port": 1080}]}, "--host"
+    )
+    assert code == 1
+    assert "cannot be had" in lines[0]
+
+
+def test_absent_interfaces_and_what_the_kernel_lacks(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks = (Finding("nft-tproxy", False, "refused", "modprobe nft_tproxy"), Finding("fine", True),
+             Finding("bpf-process", False, "no BTF", needed=False))  # fmt: skip
+    monkeypatch.setattr(module, "probe", lambda: lacks)
+    gateway = {
+        "uplinks": [{"interface": ABSENT, "dhcp4": {}}],
+        "lans": [{"interface": "lo", "address": ["192.168.8.1/24"]}],
+        "kernel": {"cgroup": "/nonexistent"},
+    }
+    code, lines = told({"gateway": gateway}, "--host")
+    assert code == 1
+    assert [line.split()[:2] for line in lines] == [
+        ["missing", "nft-tproxy:"],
+        ["without", "bpf-process:"],
+        ["missing", "uplink"],
+        ["without", "cgroup:"],
+    ]
+    assert ABSENT in lines[2]
+
+
+def test_what_is_only_worse_is_no_failure(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "probe", lambda: (Finding("btf", False, "lost", needed=False),))
+    gateway = {"lans": [{"interface": "lo", "address": ["192.168.8.1/24"]}]}
+    code, lines = told({"gateway": gateway}, "--host")
+    assert (code, lines) == (0, ["without  btf: lost"])
