@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import DIRECT, PROXIED, Whole, talk, until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 ENDS = (signal.SIGKILL, signal.SIGTERM)
 KINDS = ("tcp", "udp")
 EVERY = tuple(itertools.product(KINDS, (0, 1)))
