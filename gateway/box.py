@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config.root import Config
-from gateway.core.errors import ConfigError
+from gateway.core.errors import ConfigError, GatewayError
 from gateway.host import Host
 from gateway.kernel import mark
 from gateway.options import GatewayOptions
@@ -48,17 +48,30 @@ class Box:
             await self.kernel.start()
 
     async def reload(self, config: Config) -> None:
-        """Apply what differs. Raises ConfigError or KernelError; what stood before goes on."""
+        """Apply what differs; flows go on but for those that the new rules send elsewhere, or whose outbound changed.
+        Raises ConfigError, KernelError, OSError (a port is taken); what stood before goes on."""
         options = gateway_options(config)
         if (options is None) != (self.host is None):
             raise ConfigError('the "gateway" object came or went: restart for that')
-        if userspace(config) != userspace(self.config):
-            raise ConfigError(
-                "inbounds, outbounds, rules or dns changed: restart for that, only gateway is reloaded yet"
-            )
-        if self.host is not None and options is not None:
-            await self.host.reload(options)
+        before, old = gateway_options(self.config), self.plane.parts
+        parts = await self.plane.prepare(config)
+        try:
+            if self.host is not None and options is not None:
+                await self.host.reload(options)
+            await self.plane.listen(parts)
+            if self.kernel is None or options is None:
+                self.plane.use(parts)
+            else:
+                await self.kernel.reload(options, config, parts)
+        except (GatewayError, OSError):
+            await self.plane.listen(old)
+            if self.host is not None and before is not None:
+                await self.host.reload(before)
+            raise
         self.config = config
+        ended = await self.plane.leave(old)
+        if self.kernel is not None:
+            self.kernel.forget(ended)
 
     async def stop(self) -> None:
         """End our part; the plain router stands."""
@@ -83,11 +96,6 @@ class Box:
         host = {} if self.host is None else self.host.status()
         kernel = {} if self.kernel is None else self.kernel.status()
         return {"uptime": round(time.time() - self.started, 1), **self.plane.status(), **host, **kernel}
-
-
-def userspace(config: Config) -> dict[str, Any]:
-    """The part of the configuration that the plane is built from."""
-    return {key: value for key, value in config.value.items() if key not in ("gateway", "log", "$schema")}
 
 
 def gateway_options(config: Config) -> GatewayOptions | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from gateway import catalog
@@ -20,12 +22,13 @@ from gateway.core.contracts import (
     Router as RouterContract,
 )
 from gateway.core.errors import ConfigError
+from gateway.core.flow import Flow
 from gateway.dns.router import Router as DNSRouter
 from gateway.kernel.edge import Edge
 from gateway.kernel.owner import SocketOwners
 from gateway.protocol.direct.options import OutboundOptions as DirectOptions
 from gateway.route.engine import Engine
-from gateway.route.match import Rule
+from gateway.route.match import Sets
 from gateway.route.options import RouteConfig
 from gateway.route.router import Router
 from gateway.route.ruleset.load import load_all
@@ -34,14 +37,17 @@ DIRECT = "direct"
 
 
 class Outbounds:
-    """See ``core.contracts.Outbounds``. A configuration without outbounds has one, ``direct``."""
+    """See ``core.contracts.Outbounds``. A configuration without outbounds has one, ``direct``. ``kept``: those that
+    stay as they are."""
 
-    def __init__(self, items: tuple[Tagged, ...], final: str, wiring: Wiring) -> None:
+    def __init__(
+        self, items: tuple[Tagged, ...], final: str, wiring: Wiring, kept: Mapping[str, Outbound] | None = None
+    ) -> None:  # fmt: skip
+        kept = kept or {}
+        items = items or (Tagged(DIRECT, DIRECT, DirectOptions(), ""),)
         self._all: dict[str, Outbound] = {
-            item.tag: catalog.runtime("outbound", item.type)(item.tag, item.options, wiring) for item in items
+            item.tag: kept.get(item.tag) or made("outbound", item, wiring) for item in items
         }
-        if not self._all:
-            self._all[DIRECT] = catalog.runtime("outbound", DIRECT)(DIRECT, DirectOptions(), wiring)
         self._default = final or next(iter(self._all))
 
     def __getitem__(self, tag: str) -> Outbound:
@@ -59,13 +65,24 @@ class Outbounds:
             found = self._all[now]
         return found
 
+    def now(self, tag: str) -> str:
+        """The member that group ``tag`` has chosen; "" where it is no group."""
+        return str(getattr(self._all[tag], "now", ""))
+
     @property
     def default(self) -> str:
         return self._default
 
-    async def close(self) -> None:
+    async def close(self, but: Iterable[Outbound] = ()) -> None:
+        stay = list(but)
         for outbound in self._all.values():
-            await outbound.close()
+            if outbound not in stay:
+                await outbound.close()
+
+
+def made(kind: str, item: Tagged, wiring: Wiring) -> Any:
+    """The object of one tagged entry."""
+    return catalog.runtime(kind, item.type)(item.tag, item.options, wiring)
 
 
 class NoLeases:
@@ -81,50 +98,124 @@ class NoLeases:
         """Nothing will change."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one configuration comes to; a reload makes another and keeps what did not change."""
+
+    config: Config
+    route: RouteConfig
+    outbounds: Outbounds
+    engine: Engine
+    resolver: DNSRouter
+    inbounds: dict[str, Inbound]
+
+
 class Plane:
     """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered. Build it in the running loop. Raises
     ConfigError for a rule set that cannot be read and for an outbound that a rule names and nobody has."""
 
     def __init__(self, config: Config, leases: Leases, mark: int = 0) -> None:
-        route: RouteConfig = config.route or RouteConfig()
         self.edge = Edge(asyncio.get_running_loop())
         unset = cast(Any, None)
-        wiring = self.wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark, route)
-        self.outbounds = Outbounds(config.outbounds, route.final, wiring)
+        self.wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark)
         self.owners: SocketOwners = SocketOwners()
-        sets = load_all(route, config.directory)
-        servers = {
-            item.tag: catalog.runtime("dns", item.type)(item.tag, item.options, wiring) for item in config.dns_servers
-        }
-        self.resolver = DNSRouter(config.dns, servers, wiring, sets)
-        wiring.outbounds, wiring.resolver = self.outbounds, self.resolver
-        wiring.owners = cast(Owners, self.owners)
-        self.router = Router(self._engine(route, sets), wiring)
-        wiring.router = cast(RouterContract, self.router)
-        self.inbounds: list[Inbound] = [
-            catalog.runtime("inbound", item.type)(item.tag, item.options, wiring) for item in config.inbounds
-        ]
-        for item in config.inbounds:
-            self.router.sessions.set_timeout(item.tag, item.options.udp_timeout)
+        self.wiring.owners = cast(Owners, self.owners)
+        route: RouteConfig = config.route or RouteConfig()
+        self.parts = self._build(config, route, load_all(route, config.directory))
+        self.router = Router(self.parts.engine, self.wiring)
+        self.wiring.router = cast(RouterContract, self.router)
+        self.made: list[Inbound] = []
+        """Inbounds that no configuration names."""
+        self._listening: list[Inbound] = []
+        self.use(self.parts)
 
-    def _engine(self, route: RouteConfig, sets: Mapping[str, Sequence[Rule]]) -> Engine:
+    @property
+    def outbounds(self) -> Outbounds:
+        return self.parts.outbounds
+
+    @property
+    def resolver(self) -> DNSRouter:
+        return self.parts.resolver
+
+    @property
+    def inbounds(self) -> list[Inbound]:
+        return [*self.parts.inbounds.values(), *self.made]
+
+    def _build(self, config: Config, route: RouteConfig, sets: Sets, old: Parts | None = None) -> Parts:
+        """Nothing of it works yet. Raises ConfigError."""
+        before: Mapping[str, Tagged] = {} if old is None else {item.tag: item for item in old.config.outbounds}
+        kept = {} if old is None else {
+            item.tag: old.outbounds[item.tag] for item in config.outbounds if same(item, before.get(item.tag))
+        }  # fmt: skip
+        outbounds = Outbounds(config.outbounds, route.final, self.wiring, kept)
         for rule in route.rules:
             tag = getattr(rule.action, "outbound", "")
-            if tag and tag not in self.outbounds:
+            if tag and tag not in outbounds:
                 raise ConfigError(f'no outbound has the tag "{tag}"', f"{rule.path}.outbound")
-        return Engine(route.rules, self.outbounds.default, sets)
+        engine = Engine(route.rules, outbounds.default, sets)
+        if old is not None and unchanged_dns(config, old.config):
+            resolver = old.resolver
+        else:
+            servers = {item.tag: made("dns", item, self.wiring) for item in config.dns_servers}
+            resolver = DNSRouter(config.dns, servers, self.wiring, sets)
+        there = {} if old is None else {item.tag: item for item in old.config.inbounds}
+        inbounds: dict[str, Inbound] = {
+            item.tag: old.inbounds[item.tag]
+            if old and same(item, there.get(item.tag))
+            else made("inbound", item, self.wiring)
+            for item in config.inbounds
+        }
+        return Parts(config, route, outbounds, engine, resolver, inbounds)
+
+    async def prepare(self, config: Config) -> Parts:
+        """What ``config`` comes to, beside what stands. Raises ConfigError."""
+        route: RouteConfig = config.route or RouteConfig()
+        sets = await asyncio.to_thread(load_all, route, config.directory)
+        return self._build(config, route, sets, self.parts)
+
+    async def listen(self, parts: Parts) -> None:
+        """Close the inbounds that ``parts`` has not, open those that it has new. Raises OSError where a port is taken;
+        what listened listens again then."""
+        before, wanted = self._listening, list(parts.inbounds.values())
+        gone = [inbound for inbound in before if inbound not in wanted]
+        for inbound in gone:
+            await inbound.close()
+        try:
+            await start([inbound for inbound in wanted if inbound not in before])
+        except OSError:
+            await start(gone)
+            raise
+        self._listening = wanted
+        tags = {inbound.tag for inbound in gone}
+        # Their answers would leave through a socket that is closed.
+        self.router.close_flows(lambda running: running.flow.network == "udp" and running.flow.inbound in tags)
+
+    def use(self, parts: Parts) -> None:
+        """From now on flows are judged and carried by ``parts``. Never waits, never fails."""
+        if parts.resolver is not self.resolver:
+            parts.resolver.succeed(self.resolver)
+        self.parts = parts
+        self.wiring.route, self.wiring.outbounds, self.wiring.resolver = parts.route, parts.outbounds, parts.resolver
+        self.router.engine = parts.engine
+        for item in parts.config.inbounds:
+            self.router.sessions.set_timeout(item.tag, item.options.udp_timeout)
+
+    async def leave(self, old: Parts) -> list[Flow]:
+        """After ``use`` of others: end the flows that would not go as they go, and close what nobody uses any more."""
+        now = self.parts
+        tags = [item.tag for item in old.config.outbounds]
+        ended = self.router.reconsider(
+            {tag for tag in tags if tag not in now.outbounds or now.outbounds[tag] is not old.outbounds[tag]}
+        )
+        await old.outbounds.close(but=[now.outbounds[tag] for tag in now.outbounds])
+        if old.resolver is not now.resolver:
+            await old.resolver.close()
+        return ended
 
     async def start(self) -> None:
         """Bind every inbound. Raises OSError; none listens then."""
-        started: list[Inbound] = []
-        try:
-            for inbound in self.inbounds:
-                await inbound.start()
-                started.append(inbound)
-        except BaseException:
-            for inbound in started:
-                await inbound.close()
-            raise
+        await start(self.inbounds)
+        self._listening = list(self.parts.inbounds.values())
 
     async def stop(self) -> None:
         """Stop listening and end every flow."""
@@ -139,3 +230,27 @@ class Plane:
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
         return {"inbounds": [f"{item.type}/{item.tag}" for item in self.inbounds], "flows": len(self.router.flows())}
+
+
+async def start(inbounds: Sequence[Inbound]) -> None:
+    """All or none. Raises OSError."""
+    started: list[Inbound] = []
+    try:
+        for inbound in inbounds:
+            await inbound.start()
+            started.append(inbound)
+    except BaseException:
+        for inbound in started:
+            await inbound.close()
+        raise
+
+
+def same(item: Tagged, other: Tagged | None) -> bool:
+    """Whether two entries mean the same: one that changed is made anew."""
+    return other is not None and (item.type, item.value) == (other.type, other.value)
+
+
+def unchanged_dns(config: Config, other: Config) -> bool:
+    """Whether DNS may go on with its cache. Rule sets are read anew by each reload, so with them it may not."""
+    dns = config.value.get("dns")
+    return dns == other.value.get("dns") and '"rule_set"' not in json.dumps(dns)

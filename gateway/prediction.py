@@ -57,16 +57,16 @@ def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     return predict(engine, compiled, request, lambda address, client: (), "gateway")
 
 
-def kinds(config: Config) -> dict[str, Kind]:
-    """What each outbound comes to. ``direct`` only for a direct outbound that says nothing about how to dial: the
-    kernel can do just that."""
+def kinds(config: Config, now: Callable[[str], str] = lambda tag: "") -> dict[str, Kind]:
+    """What each outbound comes to; ``now`` gives the member that a group has chosen, "" = its default. ``direct`` only
+    for a direct outbound that says nothing about how to dial: the kernel can do just that."""
     items = {item.tag: item for item in config.outbounds}
 
     def kind(tag: str) -> Kind:
         item = items[tag]
         members = getattr(item.options, "outbounds", ())
         if members:
-            return kind(getattr(item.options, "default", "") or members[0])
+            return kind(now(tag) or getattr(item.options, "default", "") or members[0])
         if item.type == "block":
             return "block"
         plain = item.type == "direct" and item.options == type(item.options)()

@@ -11,24 +11,28 @@ import contextlib
 import logging
 import pwd
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from gateway import catalog
 from gateway.config.root import Config, Tagged
 from gateway.core.address import IP
-from gateway.core.contracts import Inbound, Outbound
+from gateway.core.contracts import Wiring
 from gateway.core.errors import ConfigError, KernelError
+from gateway.core.flow import Flow
+from gateway.core.stream import Buffer
 from gateway.dns.listener import Listener
 from gateway.host import Host
-from gateway.kernel import cgroup
+from gateway.kernel import cgroup, conntrack, mark
 from gateway.kernel.bpf.process import ProcessMarks
-from gateway.kernel.plan import Capture, LearnedChange, ProcessPlan, Steering
+from gateway.kernel.plan import Capture, LearnedChange, Steering
+from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
 from gateway.options import GatewayOptions
-from gateway.plane import Plane
-from gateway.protocol.direct.options import OutboundOptions as DirectOptions
+from gateway.plane import Parts, Plane, made, start
+from gateway.prediction import kinds as kinds_of
+from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.learned import Learned
 from gateway.route.program import Kind
@@ -41,19 +45,28 @@ TAG = "gateway"
 log = logging.getLogger("gateway.steering")
 
 
+class State(NamedTuple):
+    """What is in force: the configuration, and what it comes to."""
+
+    options: GatewayOptions
+    config: Config
+    inbound: Any
+    kinds: dict[str, Kind]
+    compiled: Compiled
+
+
 class Kernel:
     """``problems``: what the kernel refused, name -> one line for a person; steering goes on without it."""
 
     def __init__(self, options: GatewayOptions, config: Config, host: Host, plane: Plane) -> None:
-        self._options = options
-        self._config = config
         self._host = host
         self._plane = plane
-        self._inbound = self._entry()
+        self._made: Any = None
         self._dns: Listener | None = None
         self._marks: ProcessMarks | None = None
         self._steerer: Steerer | None = None
-        self.compiled: Compiled = self._compile()
+        self._back: HandBack | None = None
+        self._state = self._compile(options, config, self._entry(options, plane.parts), plane.parts)
         self.problems: dict[str, str] = {}
         self._learned = Learned(self.compiled)
         self._timer: asyncio.TimerHandle | None = None
@@ -61,54 +74,169 @@ class Kernel:
     @property
     def tag(self) -> str:
         """Under which captured flows enter."""
-        return str(self._inbound.tag)
+        return str(self._state.inbound.tag)
 
-    def _entry(self) -> Any:
+    @property
+    def compiled(self) -> Compiled:
+        return self._state.compiled
+
+    def _entry(self, options: GatewayOptions, parts: Parts) -> Any:
         """The inbound that captured flows enter: the named one, or one of our own."""
-        tag = self._options.inbound
-        if tag:
-            found = next((inbound for inbound in self._plane.inbounds if inbound.tag == tag), None)
-            if found is None or found.type != "tproxy":
-                raise ConfigError(f'no tproxy inbound has the tag "{tag}"', "gateway.inbound")
-            return found
-        made = catalog.runtime("inbound", "tproxy")(TAG, catalog.options("inbound", "tproxy")(), self._plane.wiring)
-        self._plane.inbounds.append(cast(Inbound, made))
-        return made
+        if not options.inbound:
+            if self._made is None:
+                item = Tagged(TAG, "tproxy", catalog.options("inbound", "tproxy")(), "")
+                self._made = made("inbound", item, self._plane.wiring)
+                self._plane.made.append(self._made)
+            return self._made
+        found = parts.inbounds.get(options.inbound)
+        if found is None or found.type != "tproxy":
+            raise ConfigError(f'no tproxy inbound has the tag "{options.inbound}"', "gateway.inbound")
+        return found
 
-    def _compile(self) -> Compiled:
-        engine = self._plane.router.engine
-        kinds = {tag: kind_of(self._config.outbounds, self._plane.outbounds.leaf(tag)) for tag in self._plane.outbounds}
+    def _compile(self, options: GatewayOptions, config: Config, inbound: Any, parts: Parts) -> State:
+        engine = parts.engine
+        kinds = kinds_of(config, parts.outbounds.now)
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
-        inputs = Inputs(kinds, self._inbound.tag, users, self._options.kernel.mode)
-        return compile_rules(engine.rules, engine.final, engine.sets, inputs)
+        inputs = Inputs(kinds, inbound.tag, users, options.kernel.mode)
+        compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
+        return State(options, config, inbound, kinds, compiled)
 
     async def start(self) -> None:
         """After the plane has started. What the kernel refuses is told in ``problems``."""
-        port = 0
-        if self._options.capture_dns and self._config.dns_servers:
-            port = free_port()
-            self._dns = Listener(self._plane.resolver, self._plane.wiring, port)
-            await self._dns.start()
-        self._mark_processes(self.compiled.processes)
+        await self._listen(self._state)
+        self._mark_processes()
         try:
             await self._host.netlink.steer()
-            self._steerer = Steerer()
-            lans = tuple(lan.interface for lan in self._options.lans)
-            capture = Capture(lans, self._inbound.port, port, one_armed=not self._options.uplinks)
-            self._steerer.apply(self._steering(), capture)
-            if self._options.fail == "hold":
-                self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
-            if self._options.learn:
-                self._plane.resolver.teach(self)
-                self._expire()
+            self._begin()
         except (KernelError, ValueError) as error:
-            self._complain("steering", error)
+            self._give_up("steering", error)
+        self._watch(self._plane.parts, None)
+        self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
+
+    def _begin(self) -> None:
+        self._steerer = Steerer()
+        if not self._steerer.owned:
+            self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
+        self._steerer.apply(self._steering(), self._capture())
+        self._hold()
+        self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, self._steerer, self._direct)
+        if self._state.options.learn:
+            self._plane.resolver.teach(self)
+
+    async def _listen(self, state: State) -> None:
+        """The listener of captured DNS, where it is wanted. Raises OSError."""
+        if state.options.capture_dns and state.config.dns_servers and self._dns is None:
+            dns = Listener(self._plane.resolver, self._plane.wiring, free_port())
+            await dns.start()
+            self._dns = dns
+
+    def _capture(self) -> Capture:
+        options, config, inbound = self._state[:3]
+        lans = tuple(lan.interface for lan in options.lans)
+        captured = options.capture_dns and config.dns_servers and self._dns is not None
+        port = self._dns.port if captured and self._dns is not None else 0
+        return Capture(lans, inbound.port, port, one_armed=not options.uplinks)
 
     def _steering(self) -> Steering:
         """The compiled plan; where the process programs are missing every local socket is of an unknown class, so that
         userspace looks its owner up."""
         plan = self.compiled.steering
         return replace(plan, local=()) if "process rules" in self.problems else plan
+
+    def _hold(self) -> None:
+        """Raises KernelError."""
+        assert self._steerer is not None
+        if self._state.options.fail == "hold":
+            self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
+        else:
+            self._steerer.let_go()
+
+    def _direct(self, flow: Flow, outbound: str) -> bool:
+        """Whether the kernel would carry a flow of that outbound as the outbound does."""
+        return flow.inbound == self.tag and self._state.kinds.get(outbound) == "direct"
+
+    # -- a changed configuration
+
+    async def reload(self, options: GatewayOptions, config: Config, parts: Parts) -> None:
+        """Judge by ``parts``, in the kernel and in the plane from the same moment on. Raises ConfigError, KernelError,
+        OSError; both are as they were then."""
+        before = self._plane.made[:]
+        inbound = self._entry(options, parts)
+        await start([one for one in self._plane.made if one not in before])
+        state = await asyncio.to_thread(self._compile, options, config, inbound, parts)
+        await self._listen(state)
+        self._swap(state)  # nothing waits from here on
+        old = self._plane.parts
+        self._plane.use(parts)
+        if self._dns is not None:
+            self._dns.resolver = parts.resolver
+        sink = self if options.learn and self._steerer is not None else None
+        if parts.resolver.sink is not sink:
+            parts.resolver.teach(sink)
+        self._watch(parts, old)
+
+    def _swap(self, state: State) -> None:
+        """Put ``state`` in force in the kernel, running flows keep their class. Raises KernelError; what was in force
+        is so still."""
+        old, self._state = self._state, state
+        learned, changes = self._learned.rebuilt(state.compiled, self._plane.edge.loop.time())
+        turned = state.compiled.processes != old.compiled.processes
+        try:
+            if self._steerer is None:
+                self._mark_processes()
+                self._begin()
+            else:
+                # While sockets carry classes of two plans none of them is believed.
+                plan = replace(self._steering(), local=()) if turned else self._steering()
+                self._steerer.apply(plan, self._capture(), changes)
+        except (KernelError, ValueError) as error:
+            self._state = old
+            raise KernelError(f"apply the rules ({error})", getattr(error, "errno", 0)) from error
+        self.problems.pop("steering", None)
+        self._learned = learned
+        try:
+            if turned and self._steerer is not None:
+                self._mark_processes()
+                self._steerer.apply(self._steering(), self._capture())
+            self._hold()
+        except KernelError as error:
+            self._give_up("steering", error)
+
+    def _watch(self, parts: Parts, old: Parts | None) -> None:
+        """Hear of each group that now stands for another outbound."""
+        for tag in parts.outbounds:
+            outbound = parts.outbounds[tag]
+            if hasattr(outbound, "watch") and (
+                old is None or tag not in old.outbounds or old.outbounds[tag] is not outbound
+            ):
+                outbound.watch(self._switched)
+
+    def _switched(self) -> None:
+        state, parts = self._state, self._plane.parts
+        if self._steerer is None or kinds_of(state.config, parts.outbounds.now) == state.kinds:
+            return
+        try:
+            self._swap(self._compile(state.options, state.config, state.inbound, parts))
+        except KernelError as error:
+            # The kernel would go on by the old choice.
+            self._give_up("steering", error)
+
+    def forget(self, ended: Sequence[Flow]) -> None:
+        """Flows that were ended, or have no session any more, are classified anew should they go on."""
+        if self._steerer is None:
+            return
+        tcp = {(flow.source, flow.destination) for flow in ended if flow.network == "tcp" and flow.inbound == self.tag}
+        alive = {flow.source for flow in self._plane.router.sessions.flows()}
+        try:
+            for source, destination in tcp:
+                conntrack.delete_flow("tcp", source, destination)
+            for entry in conntrack.dump(mark.ROUTE, mark.ROUTE):
+                if entry.protocol == conntrack.PROTOCOLS["udp"] and entry.source not in alive:
+                    conntrack.delete_flow("udp", entry.source, entry.destination)
+        except KernelError as error:
+            log.warning("old flows keep their class: %s", error)
+
+    # -- names
 
     def learn(self, name: str, client: IP, addresses: Iterable[tuple[IP, int]]) -> None:
         """See ``core.contracts.LearnedSink``."""
@@ -126,19 +254,35 @@ class Kernel:
         try:
             self._steerer.elements(changes)
         except KernelError as error:
-            self._complain("learned names", error)
-            self._plane.resolver.teach(None)
-            self._steerer.close()
-            self._steerer = None
+            self._give_up("learned names", error)
 
-    def _mark_processes(self, plan: ProcessPlan) -> None:
-        if not (plan.paths or plan.names or plan.uids or plan.gids):
-            return
+    # -- processes
+
+    def _mark_processes(self) -> None:
+        """Programs for the plan's processes; where the kernel refuses them local sockets are of no known class."""
+        plan, options = self.compiled.processes, self._state.options
+        self.problems.pop("process rules", None)
         try:
-            self._marks = ProcessMarks(self._options.kernel.cgroup or cgroup.mount_point(), plan)
-            self._plane.owners.marks = self._marks
+            if self._marks is not None:
+                self._marks.apply(plan)
+            elif plan.paths or plan.names or plan.uids or plan.gids:
+                self._marks = ProcessMarks(options.kernel.cgroup or cgroup.mount_point(), plan)
+                self._plane.owners.marks = self._marks
         except (KernelError, OSError) as error:
             self._complain("process rules", error)
+
+    # -- the end
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        """Without steering every flow is direct, by the plain router."""
+        self._complain(what, error)
+        self._plane.resolver.teach(None)
+        self._plane.router.sessions.kernel = None
+        if self._back is not None:
+            self._back.close()
+        if self._steerer is not None:
+            self._steerer.close()
+            self._steerer = None
 
     def _complain(self, what: str, error: Exception) -> None:
         self.problems[what] = str(error)
@@ -149,6 +293,9 @@ class Kernel:
         if self._timer is not None:
             self._timer.cancel()
         self._plane.resolver.teach(None)
+        self._plane.router.sessions.kernel = None
+        if self._back is not None:
+            self._back.close()
         if self._steerer is not None:
             self._steerer.leave()
         if self._steerer is None or not self._steerer.held:
@@ -161,17 +308,35 @@ class Kernel:
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
-        return {"steering": self._steerer is not None and "steering" not in self.problems, "refused": self.problems}
+        return {"steering": self._steerer is not None, "refused": self.problems}
 
 
-def kind_of(items: tuple[Tagged, ...], leaf: Outbound) -> Kind:
-    """``direct`` only for a direct outbound that says nothing about how to dial: the kernel can do just that."""
-    if leaf.type == "block":
-        return "block"
-    if leaf.type != "direct":
-        return "proxy"
-    options = next((item.options for item in items if item.tag == leaf.tag), DirectOptions())
-    return "direct" if options == DirectOptions() else "proxy"
+class HandBack:
+    """See ``route.session.HandBack``. ``direct``: whether the kernel would carry a flow as that outbound does."""
+
+    def __init__(self, wiring: Wiring, steerer: Steerer, direct: Callable[[Flow, str], bool]) -> None:
+        self._steerer = steerer
+        self._direct = direct
+        self._senders = Replies(wiring)
+
+    def hand_back(self, flow: Flow, outbound: str) -> bool:
+        source = flow.source.ip
+        if source is None or flow.destination.ip is None or not self._direct(flow, outbound) or is_local(source):
+            return False
+        try:
+            self._steerer.hand_back(flow.source, flow.destination)
+        except (KernelError, ValueError) as error:
+            log.warning("%s to %s stays in userspace: %s", flow.source, flow.destination, error)
+            return False
+        return True
+
+    def forward(self, flow: Flow, data: Buffer, segment: int) -> None:
+        ip = flow.destination.ip
+        if ip is not None:
+            self._senders.receiver(sockaddr(ip, flow.destination.port))(data, flow.source, segment)
+
+    def close(self) -> None:
+        self._senders.close()
 
 
 def free_port() -> int:

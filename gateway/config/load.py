@@ -132,7 +132,7 @@ class _Loader:
             raise ConfigError("expected text", f"{path}.tag")
         rest = {key: inside for key, inside in item.items() if key not in ("type", "tag")}
         options = decode(self.catalog.options(kind, name), rest, path, anchor.types(kind).get(name, ""))
-        return Tagged(tag or index, name, options, path)
+        return Tagged(tag or index, name, options, path, item)
 
 
 def check_references(config: Config) -> None:

@@ -28,12 +28,14 @@ class LogOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """One inbound, outbound or DNS server: ``path`` is where it stands, ``options`` its decoded object."""
+    """One inbound, outbound or DNS server: ``path`` is where it stands, ``options`` its decoded object, ``value`` the
+    JSON object as written: of two files, equal ones mean the same."""
 
     tag: str
     type: str
     options: Any
     path: str
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True)

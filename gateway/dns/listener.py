@@ -69,9 +69,9 @@ class Listener:
         self, resolver: Resolver, wiring: Wiring, port: int = 53, hosts: tuple[str, ...] = ("0.0.0.0", "::"), *,
         tag: str = "dns", tcp: bool = True,
     ) -> None:  # fmt: skip
-        self._resolver = resolver
+        self.resolver = resolver
         self._wiring = wiring
-        self._port = port
+        self.port = port
         self._hosts = hosts
         self._tag = tag
         self._tcp = tcp
@@ -79,6 +79,7 @@ class Listener:
         self._flows: dict[tuple[Any, ...], Flow] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._clients: set[asyncio.Task[None]] = set()
+        self.port = port
         self.bound: list[tuple[Network, Address]] = []
 
     async def start(self) -> None:
@@ -93,7 +94,7 @@ class Listener:
     def _bind(self, host: str) -> None:
         ip = ip_address(host)
         family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-        options = ListenOptions(listen=host, listen_port=self._port)
+        options = ListenOptions(listen=host, listen_port=self.port)
         wild = ip.is_unspecified
         udp = packet_socket(options, self._wiring, family, host, only_v6=True, tune=_tell if wild else None)
         self._sockets.append(udp)
@@ -122,8 +123,8 @@ class Listener:
     def _turn(self, sock: socket.socket, batch: Batch, sizes: list[int]) -> None:
         """Answer what can be answered at once; each run of slots without a gap goes out in one call."""
         data, host, put, fd = batch.data, batch.host, batch.put, sock.fileno()
-        ready = self._resolver.ready.get
-        now = self._resolver.ready.clock()
+        ready = self.resolver.ready.get
+        now = self.resolver.ready.clock()
         start = at = 0
         for slot, size in enumerate(sizes):
             answer = ready(host(slot), data[at + 2 : at + size], now)
@@ -141,7 +142,7 @@ class Listener:
         """The cache's answer, or None: then servers are asked."""
         name = batch.name(slot)
         flow = self._flows.get(name) or self._flow("udp", name, name)
-        answer = self._resolver.hit(query, flow)
+        answer = self.resolver.hit(query, flow)
         if answer is None or len(answer) > SIZE:
             self._miss(sock, query, flow, name, batch.info(slot))
             return None
@@ -152,7 +153,7 @@ class Listener:
         if len(self._flows) >= CLIENTS:
             self._flows.clear()
         host = IPv4Address(0) if "." in name[0] else IPv6Address(0)
-        flow = Flow(network, self._tag, "dns", Address.of(name[0], name[1]), Address(host, self._port))
+        flow = Flow(network, self._tag, "dns", Address.of(name[0], name[1]), Address(host, self.port))
         if network == "udp":
             self._flows[key] = flow
         return flow
@@ -164,7 +165,7 @@ class Listener:
     async def _answer(
         self, sock: socket.socket, query: bytes, flow: Flow, name: tuple[Any, ...], info: Info
     ) -> None:  # fmt: skip
-        answer = await self._resolver.exchange(query, flow)
+        answer = await self.resolver.exchange(query, flow)
         if answer is not None and sock.fileno() >= 0:
             _send(sock, answer, name, info)
 
@@ -197,7 +198,7 @@ class Listener:
         writing = asyncio.Lock()
         try:
             while (query := await _read(stream)) is not None:
-                if (hit := self._resolver.hit(query, flow)) is not None:
+                if (hit := self.resolver.hit(query, flow)) is not None:
                     await _write(stream, hit, writing)
                     continue
                 while len(work) >= PIPELINED:
@@ -213,7 +214,7 @@ class Listener:
             stream.close()
 
     async def _reply(self, stream: SocketStream, query: bytes, flow: Flow, writing: asyncio.Lock) -> None:
-        answer = await self._resolver.exchange(query, flow)
+        answer = await self.resolver.exchange(query, flow)
         if answer is not None:
             with suppress(OSError, TimeoutError):
                 await _write(stream, answer, writing)

@@ -84,6 +84,16 @@ class Router:
             self._reverse = self.ready.reverse = Reverse()
         self.clear()  # what the cache has was told to nobody
 
+    @property
+    def sink(self) -> LearnedSink | None:
+        return self._sink
+
+    def succeed(self, before: Router) -> None:
+        """Go on where ``before`` stood: whom it taught, and the names it gave out."""
+        self._sink = before._sink
+        if before._reverse is not None and (self._reverse is not None or self._sink is not None):
+            self._reverse = self.ready.reverse = before._reverse
+
     def hit(self, query: bytes, flow: Flow) -> bytes | None:
         """The answer to a client's query where the cache has it. Never waits, never raises."""
         key = key_of(query)

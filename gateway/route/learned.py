@@ -121,16 +121,14 @@ class Learned:
         """When ``expire`` has something to do, or None."""
         return self._due[0][0] if self._due else None
 
-    def rebuild(self, compiled: Compiled, now: float) -> list[LearnedChange]:
-        """After a recompile: the whole content of the new, empty maps."""
-        self._compiled = compiled
-        self._elements.clear()
-        changes: list[LearnedChange] = self.expire(now)
-        self._elements.clear()
-        changes.clear()
-        for point in self._addresses:
-            changes += self._update(point, now)
-        return changes
+    def rebuilt(self, compiled: Compiled, now: float) -> tuple[Learned, list[LearnedChange]]:
+        """The successor after a recompile, and what to change in the learned maps, of which those stay whose profile
+        still learns; the others go with what they hold. This one is to be used on only where the kernel refuses."""
+        learning = {number for number, profile in enumerate(compiled.steering.profiles) if profile.learned}
+        after = Learned(compiled)
+        after._addresses, after._last, after._due = self._addresses, self._last, self._due
+        after._elements = {key: held for key, held in self._elements.items() if key[0] in learning}
+        return after, [change for point in after._addresses for change in after._update(point, now)]
 
     def _forget(self, point: Point) -> list[LearnedChange]:
         self._addresses.pop(point, None)

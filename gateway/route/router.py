@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Outbound, Running, Wiring
@@ -125,8 +126,7 @@ class Router:
         flow = running.flow = self.owned(running.flow)
         findings = self.findings(flow)
         decision = await self._decide(flow, findings, handshake)
-        running.rule = decision.rule
-        running.learn(findings)
+        running.decision, running.findings = decision, findings
         destination = decision.destination or flow.destination
         if decision.action == "reject":
             raise Rejected(f"rule {decision.rule}", drop=decision.method == "drop")
@@ -212,6 +212,36 @@ class Router:
         self.sessions.end(inbound, source)
 
     # -- control
+
+    def reconsider(self, changed: Collection[str]) -> list[Flow]:
+        """After new rules or outbounds: end the flows that would not go as they go now; what they were. ``changed``:
+        outbounds that are not what they were. A connection whose rules are being walked keeps what it finds."""
+        ended = self.sessions.reconsider(changed)
+        for running in tuple(self._streams):
+            if running.decision is None or running.findings is None:
+                continue
+            again = self.again(running.flow, running.findings, running.decision, running.chain, changed)
+            if again is None:
+                running.close()
+                ended.append(running.flow)
+            else:
+                running.decision = again
+        return ended
+
+    def again(
+        self, flow: Flow, findings: Findings, decision: Decision, chain: Sequence[str], changed: Collection[str]
+    ) -> Decision | None:  # fmt: skip
+        """What the rules say now of a flow that goes through ``chain``; None where that is not where it goes."""
+        again = self.engine.decide(flow, findings)
+        if (again.action, again.outbound, again.destination) != (
+            decision.action, decision.outbound, decision.destination
+        ):  # fmt: skip
+            return None
+        outbounds = self._wiring.outbounds
+        for tag, member in pairwise(chain):
+            if tag not in outbounds or member not in getattr(outbounds[tag], "members", ()):
+                return None
+        return None if chain and chain[-1] in changed else again
 
     def flows(self) -> list[Running]:
         return [*self._streams, *self.sessions.running()]

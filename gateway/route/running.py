@@ -6,29 +6,26 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.core.flow import Findings, Flow
+from gateway.route.engine import Decision
 from gateway.route.relay import Relay
 
 
 class RunningStream:
     """See ``core.contracts.Running``. ``task`` is its handshake, then ``relay`` its bytes; never both."""
 
-    __slots__ = ("_ended", "chain", "flow", "host", "protocol", "relay", "rule", "since", "task")
+    __slots__ = ("_ended", "chain", "decision", "findings", "flow", "relay", "since", "task")
 
     def __init__(self, flow: Flow, since: float, ended: Callable[[RunningStream], None]) -> None:
         self.flow = flow
         self.since = since
         """Seconds of the loop's clock."""
         self.chain: tuple[str, ...] = ()
-        self.rule = -1
-        self.protocol = ""
-        self.host = ""
+        self.decision: Decision | None = None
+        """None while the rules are walked."""
+        self.findings: Findings | None = None
         self.task: asyncio.Task[None] | None = None
         self.relay: Relay | None = None
         self._ended = ended
-
-    def learn(self, findings: Findings) -> None:
-        self.protocol = findings.protocol
-        self.host = findings.domain
 
     @property
     def up(self) -> int:

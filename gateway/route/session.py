@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
@@ -56,6 +56,16 @@ def timeout_of(decision: Decision, protocol: str, port: int, default: float) -> 
     return BY_PROTOCOL.get(protocol or BY_PORT.get(port, ""), default)
 
 
+class HandBack(Protocol):
+    """The kernel, to which a UDP flow found to be direct is given back."""
+
+    def hand_back(self, flow: Flow, outbound: str) -> bool:
+        """False where it cannot carry it."""
+
+    def forward(self, flow: Flow, data: Buffer, segment: int) -> None:
+        """Send on a datagram of ``flow`` that had reached us, as the client's own; lost where that fails."""
+
+
 class Link:
     """One mapping of a session. ``back`` turns addresses that we changed into those the client wrote to."""
 
@@ -72,13 +82,18 @@ class Link:
 class Route:
     """What becomes of datagrams to one destination. While ``held`` is a list it is not known yet."""
 
-    __slots__ = ("arrived", "held", "hijack", "link", "target", "task")
+    __slots__ = ("arrived", "decision", "findings", "flow", "held", "hijack", "kernel", "link", "target", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.findings: Findings | None = None
+        self.decision: Decision | None = None
         self.held: list[tuple[bytes, int]] | None = []
         self.arrived: asyncio.Event | None = None
         self.link: Link | None = None
         self.hijack = False
+        self.kernel = False
+        """Handed back: what still comes is sent on as the kernel would."""
         self.target: Address | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -125,7 +140,7 @@ class Session:
     def _new_route(self, flow: Flow, data: Buffer, segment: int) -> Route:
         if len(self.routes) >= ROUTES:
             self._forget(next(iter(self.routes)))
-        route = self.routes[flow.destination] = Route()
+        route = self.routes[flow.destination] = Route(flow)
         assert route.held is not None
         route.held.append((bytes(data), segment))
         route.task = self._sessions.loop.create_task(self._open(route, flow))
@@ -142,6 +157,8 @@ class Session:
             size = segment or max(len(view), 1)
             for start in range(0, len(view), size):
                 self._sessions.query(self, flow, bytes(view[start : start + size]))
+        elif route.kernel:
+            self._sessions.forward(flow, data, segment)
         elif route.link is not None and route.target is not None:
             self.up += len(data)
             route.link.used = now
@@ -150,10 +167,11 @@ class Session:
     async def _open(self, route: Route, flow: Flow) -> None:
         router = self._sessions.router
         try:
-            flow = router.owned(flow)
-            findings = router.findings(flow)
+            flow = route.flow = router.owned(flow)
+            findings = route.findings = router.findings(flow)
             decision = await self._decide(route, flow, findings)
             await self._settle(route, flow, findings, decision)
+            route.decision = decision
         except (GatewayError, OSError) as error:
             log.info("%s: %s udp %s failed: %s", flow.inbound, flow.source, flow.destination, error)
         finally:
@@ -163,7 +181,7 @@ class Session:
         now = self._sessions.loop.time()
         for data, segment in held:
             self._forward(route, flow, data, segment, now)
-        if route.link is None and not route.hijack:
+        if route.link is None and not route.hijack and not route.kernel:
             # Refused or failed: decided anew after a while, so that a flood does not dial for every datagram.
             self._sessions.loop.call_later(SWEEP, self._reconsider, flow.destination, route)
 
@@ -221,6 +239,10 @@ class Session:
             route.hijack = True
             return
         wanted = decision.destination or flow.destination
+        if wanted == flow.destination and flow.process is None and self._sessions.hand_back(flow, decision.outbound):
+            route.kernel = True
+            log.info("%s: %s udp %s to the kernel", flow.inbound, flow.source, flow.destination)
+            return
         target = wanted
         if findings.addresses and wanted.domain:
             target = Address(findings.addresses[0], wanted.port)
@@ -277,6 +299,24 @@ class Session:
         for destination in [one for one, route in self.routes.items() if route.link is link]:
             del self.routes[destination]
 
+    def reconsider(self, changed: Collection[str]) -> list[Flow]:
+        """See ``Router.reconsider``. What was handed back is the kernel's."""
+        router = self._sessions.router
+        ended: list[Flow] = []
+        for destination, route in list(self.routes.items()):
+            if route.decision is None or route.findings is None or route.kernel:
+                continue
+            chain = route.link.chain if route.link is not None else ()
+            again = router.again(route.flow, route.findings, route.decision, chain, changed)
+            if again is None:
+                self._forget(destination)
+                ended.append(route.flow)
+        used = {id(route.link) for route in self.routes.values()}
+        for tag, link in list(self.links.items()):
+            if id(link) not in used and ended:
+                self._unlink(tag, link)
+        return ended
+
     def release(self) -> None:
         for destination in list(self.routes):
             self._forget(destination)
@@ -298,6 +338,8 @@ class Sessions:
         self._queries: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._inbounds: dict[str, float] = {}
+        self.kernel: HandBack | None = None
+        """Where flows that a sniff found to be direct may go home to."""
 
     def set_timeout(self, inbound: str, seconds: float) -> None:
         """``udp_timeout`` of an inbound."""
@@ -318,6 +360,20 @@ class Sessions:
                 self._timer = self.loop.call_later(SWEEP, self._sweep)
         session.reply = reply
         session.packet(flow, data, segment, now)
+
+    def hand_back(self, flow: Flow, outbound: str) -> bool:
+        """Whether the kernel carries ``flow`` from now on."""
+        return self.kernel is not None and self.kernel.hand_back(flow, outbound)
+
+    def forward(self, flow: Flow, data: Buffer, segment: int) -> None:
+        if self.kernel is not None:
+            self.kernel.forward(flow, data, segment)
+
+    def flows(self) -> list[Flow]:
+        return [session.flow for session in self._sessions.values()]
+
+    def reconsider(self, changed: Collection[str]) -> list[Flow]:
+        return [flow for session in tuple(self._sessions.values()) for flow in session.reconsider(changed)]
 
     def query(self, session: Session, flow: Flow, data: bytes) -> None:
         if len(self._queries) < QUERIES:

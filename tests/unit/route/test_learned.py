@@ -39,6 +39,10 @@ class Kernel:
                 assert one.timeout > 0
                 self.maps[key] = one.new
 
+    def keep(self, learning: set[int]) -> None:
+        """A new table: what has no place in it is gone."""
+        self.maps = {key: verdict for key, verdict in self.maps.items() if key[0] in learning}
+
     def at(self, address: Any) -> set[str]:
         return {v.name for (_, _, number), v in self.maps.items() if number == int(address)}
 
@@ -107,9 +111,14 @@ def test_cap_of_a_day() -> None:
 
 def test_rebuild() -> None:
     table, kernel = Learned(compiled()), Kernel()
-    table.learn("near.example", ME, [(A, 60)], 0.0)
-    table.learn("far.example", ME, [(B, 60)], 0.0)
-    kernel.apply(table.rebuild(compiled([{"action": "sniff"}, {"domain": "near.example", "outbound": "vps"}]), 10.0))
+    kernel.apply(table.learn("near.example", ME, [(A, 60)], 0.0))
+    kernel.apply(table.learn("far.example", ME, [(B, 60)], 0.0))
+    turned = compiled([{"action": "sniff"}, {"domain": "near.example", "outbound": "vps"}])
+    same, changes = table.rebuilt(compiled(), 5.0)
+    assert not changes, "equal rules change nothing"
+    table, changes = same.rebuilt(turned, 10.0)
+    kernel.keep({n for n, profile in enumerate(turned.steering.profiles) if profile.learned})
+    kernel.apply(changes)
     assert kernel.at(A) == {"USER"}
     assert kernel.at(B) == {"DIRECT"}
     kernel.apply(table.expire(10_000.0))
