@@ -231,7 +231,8 @@ class Kernel:
             for source, destination in tcp:
                 conntrack.delete_flow("tcp", source, destination)
             for entry in conntrack.dump(mark.ROUTE, mark.ROUTE):
-                if entry.protocol == conntrack.PROTOCOLS["udp"] and entry.source not in alive:
+                session = entry.protocol == conntrack.PROTOCOLS["udp"] and entry.mark & mark.CLASS != mark.NAMES
+                if session and entry.source not in alive:
                     conntrack.delete_flow("udp", entry.source, entry.destination)
         except KernelError as error:
             log.warning("old flows keep their class: %s", error)

@@ -6,7 +6,8 @@
     [ socket ][ class ]
       socket  what BPF says of a local socket: 0 nothing, 1-29 process classes of the compiled rules,
               30 a combination the compiler did not foresee (goes to userspace), 31 the gateway's own sockets
-      class   of a flow, in the ct mark: 0 none, 1 USER, 2 DIRECT, 3 SNIFF, 4 BLOCK; odd = deliver to userspace.
+      class   of a flow, in the ct mark: 0 none, 1 USER, 2 DIRECT, 3 SNIFF, 4 BLOCK, 5 NAMES (a query that our
+              listener took); odd = userspace carries it, and its entry goes when we do.
               In a packet's mark only bit 24 is used: the routing bit, set by nft alone.
 
 No socket ever carries bit 24 in SO_MARK: the kernel would route it to lo inside connect(2), before nft sees it.
@@ -23,6 +24,7 @@ USER = 0x01000000
 DIRECT = 0x02000000
 SNIFF = 0x03000000
 BLOCK = 0x04000000
+NAMES = 0x05000000
 
 SOCKET = 0xF8000000
 SOCKET_SHIFT = 27

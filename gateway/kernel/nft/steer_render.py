@@ -72,7 +72,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     fixed = {
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port)),
         "between": tuple(_between(capture.lans)),
-        "capture": (f"meta l4proto {{ tcp, udp }} redirect to :{capture.dns_port}",) if capture.dns_port else (),
+        "capture": _redirect(capture.dns_port),
         "forwarded": tuple(_forwarded(steering, generation)),
         "local": tuple(_local(steering, capture, generation)) if capture.local else (),
     }
@@ -81,6 +81,15 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         "captured": frozenset({"53"} if capture.dns_port else ()),
     }
     return Objects(chains, fixed, intervals, frozenset(learned), sets)
+
+
+def _redirect(port: int) -> tuple[str, ...]:
+    """The entry holds the way to our listener: with its class it is found and deleted when we are gone, else a client
+    that uses the same port again would be sent there still."""
+    if not port:
+        return ()
+    keep = f"{~mark.CLASS & 0xFFFFFFFF:#010x}"
+    return (f"meta l4proto {{ tcp, udp }} ct mark set ct mark & {keep} | {mark.NAMES:#010x} redirect to :{port}",)
 
 
 def interval_name(family: Family, spans: Sequence[Span]) -> str:

@@ -228,6 +228,29 @@ def test_dns_of_the_lan_is_redirected(net, owner, kind):
             assert client.recv(100) == b"reply"
 
 
+@pytest.mark.parametrize("site", ["192.168.7.1", "2001:db8:1::1"])
+def test_after_sigkill_a_resolver_that_keeps_its_port_is_answered(net, owner, until, site):
+    """The entry of its last query knows the way to our listener, which is gone; the LAN's name server is not."""
+    family = socket.AF_INET6 if ":" in site else socket.AF_INET
+    ours, plain = (net.gateway.socket(family, socket.SOCK_DGRAM) for _ in range(2))
+    with ours, plain, net.open("udp", net.client, site, 53) as client:
+        for sock, port in ((ours, 5353), (plain, 53)):
+            sock.settimeout(10)
+            sock.bind((site, port))
+        client.send(b"query")
+        _, source = ours.recvfrom(100)
+        ours.sendto(b"ours", source)
+        assert client.recv(100) == b"ours"
+        assert len(entries(net, mark.NAMES, mark.CLASS)) == 1
+        owner.kill()
+        ours.close()
+        assert until(lambda: "gateway" not in net.nft("list", "tables") and not entries(net, mark.NAMES, mark.CLASS))
+        client.send(b"query")
+        _, source = plain.recvfrom(100)
+        plain.sendto(b"plain", source)
+        assert client.recv(100) == b"plain"
+
+
 def test_counters_follow_the_verdicts(net, owner):
     for site in ("198.51.100.1", "198.51.100.2", "198.51.100.5"):
         net.ask("tcp", net.client, site)
