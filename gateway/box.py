@@ -6,6 +6,7 @@ object.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ class Box:
         self.config = config
         self.run = run
         self.started = time.time()
+        self._changing = asyncio.Lock()
         options = gateway_options(config)
         run.mkdir(parents=True, exist_ok=True)
         self.host = None if options is None else Host(options, run, state)
@@ -41,15 +43,20 @@ class Box:
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding, OSError where a port is taken."""
-        if self.host is not None:
-            await self.host.start()
-        await self.plane.start()
-        if self.kernel is not None:
-            await self.kernel.start()
+        async with self._changing:
+            if self.host is not None:
+                await self.host.start()
+            await self.plane.start()
+            if self.kernel is not None:
+                await self.kernel.start()
 
     async def reload(self, config: Config) -> None:
         """Apply what differs; flows go on but for those that the new rules send elsewhere, or whose outbound changed.
-        Raises ConfigError, KernelError, OSError (a port is taken); what stood before goes on."""
+        Raises GatewayError (a port is taken, the kernel refuses); what stood before goes on."""
+        async with self._changing:
+            await self._reload(config)
+
+    async def _reload(self, config: Config) -> None:
         options = gateway_options(config)
         if (options is None) != (self.host is None):
             raise ConfigError('the "gateway" object came or went: restart for that')
@@ -63,11 +70,11 @@ class Box:
                 self.plane.use(parts)
             else:
                 await self.kernel.reload(options, config, parts)
-        except (GatewayError, OSError):
+        except (GatewayError, OSError) as error:
             await self.plane.listen(old)
             if self.host is not None and before is not None:
                 await self.host.reload(before)
-            raise
+            raise error if isinstance(error, GatewayError) else GatewayError(str(error)) from error
         self.config = config
         ended = await self.plane.leave(old)
         if self.kernel is not None:

@@ -237,7 +237,10 @@ async def start(inbounds: Sequence[Inbound]) -> None:
     started: list[Inbound] = []
     try:
         for inbound in inbounds:
-            await inbound.start()
+            try:
+                await inbound.start()
+            except OSError as error:
+                raise OSError(error.errno, f"inbound {inbound.tag}: {error.strerror or error}") from error
             started.append(inbound)
     except BaseException:
         for inbound in started:

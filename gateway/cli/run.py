@@ -72,7 +72,9 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         return box.explain(request)
 
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
-        await box.reload(configuration.configuration(arguments))
+        config = configuration.configuration(arguments)
+        await box.reload(config)
+        logs(config)
         return {}
 
     async def hangup() -> None:
