@@ -18,7 +18,7 @@ from gateway.host import Host
 from gateway.kernel import mark
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
-from gateway.prediction import offline, predict
+from gateway.prediction import lans_of, offline, predict
 from gateway.steering import Kernel
 
 RUN = Path("/run/gateway")
@@ -96,7 +96,7 @@ class Box:
         if self.kernel is None:
             return offline(self.config, request)
         engine, names = self.plane.router.engine, self.plane.resolver.learned
-        return predict(engine, self.kernel.compiled, request, names, self.kernel.tag)
+        return predict(engine, self.kernel.compiled, request, names, self.kernel.tag, lans_of(self.config))
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""

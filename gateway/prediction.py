@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
 from gateway.config.root import Config
@@ -17,11 +18,15 @@ from gateway.route.options import RouteConfig
 from gateway.route.program import Kind
 from gateway.route.ruleset.load import load_all
 
+Prefix = IPv4Interface | IPv6Interface
 Names = Callable[[IP, IP], tuple[str, ...]]
 
 
-def predict(engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str) -> dict[str, Any]:
-    """Answer ``request``: destination, port, network, source, process, uid, user, shown. Raises GatewayError."""
+def predict(
+    engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str, lans: Sequence[Prefix] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """Answer ``request``: destination, port, network, source, process, uid, user, shown. What goes into one of ``lans``
+    is never steered. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -44,7 +49,18 @@ def predict(engine: Engine, compiled: Compiled, request: dict[str, Any], names: 
         shown=str(request.get("shown", "")) or target.domain or "",
         inbound=inbound,
     )
-    return explain(engine, compiled, query)
+    found = explain(engine, compiled, query)
+    if any(target.ip in prefix.network for prefix in lans):
+        found |= {
+            "rule": -1,
+            "action": "route",
+            "outbound": "",
+            "profile": None,
+            "verdict": "direct",
+            "where": "kernel",
+        }
+        found["text"] = [found["text"][0], "in the kernel: what goes into a LAN is not steered, whatever the rules say"]
+    return found
 
 
 def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +70,12 @@ def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     engine = Engine(route.rules, final, load_all(route, config.directory))
     users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
     compiled = compile_rules(engine.rules, final, engine.sets, Inputs(kinds(config), "gateway", users))
-    return predict(engine, compiled, request, lambda address, client: (), "gateway")
+    return predict(engine, compiled, request, lambda address, client: (), "gateway", lans_of(config))
+
+
+def lans_of(config: Config) -> list[Prefix]:
+    """Prefixes of the LANs behind us."""
+    return [] if config.gateway is None else [prefix for lan in config.gateway.lans for prefix in lan.address]
 
 
 def kinds(config: Config, now: Callable[[str], str] = lambda tag: "") -> dict[str, Kind]:

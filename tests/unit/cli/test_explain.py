@@ -40,6 +40,14 @@ def test_from_the_file(
     assert found["text"]
 
 
+def test_what_goes_into_a_lan_is_not_steered(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["explain", "-c", str(HOME), "-c", str(HOME.with_name("gateway.json")), "--json"]
+    for target in ("192.168.8.77", "2001:db8:a::77"):
+        assert main([*words, "--network", "udp", "--port", "7", target]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["verdict"], found["where"]) == ("direct", "kernel")
+
+
 def test_bad_questions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "-c", str(HOME), "--source", "not an address", "192.0.2.1"]) == 1
     assert main(["explain", "-c", str(HOME), "--user", "no-such-user", "192.0.2.1"]) == 1
