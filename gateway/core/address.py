@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 IP = IPv4Address | IPv6Address
+
+_parse = lru_cache(4096)(ip_address)
+"""The same few devices and servers come again with every connection."""
 
 
 class Address(NamedTuple):
@@ -26,7 +30,7 @@ class Address(NamedTuple):
         if isinstance(host, str):
             name = host
             try:
-                host = ip_address(name.partition("%")[0])
+                host = _parse(name.partition("%")[0])
             except ValueError:
                 return cls(name.rstrip(".").lower(), port)
         if isinstance(host, IPv6Address) and host.ipv4_mapped is not None:
