@@ -20,8 +20,6 @@ from gateway.lab.stage import Stage
 
 PACE, PATIENCE = 0.1, 1.0
 """Seconds between tries, and what a try may take."""
-CALM = 2.0
-"""Seconds after SIGKILL from which one lookup of each kind may be lost."""
 PORT = 40007
 """Source port of the UDP sockets, the same all the time."""
 
@@ -51,7 +49,6 @@ class Probes:
             "far names": ("lan2", lambda: lambda: lookup(home.resolver.ipv4, near.names[0], near.ipv4)),
         }
         self._stage = stage
-        self.excused = 0
         self._tries: dict[str, list[Try]] = {kind: [] for kind in work}
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(kind, *work[kind]), daemon=True) for kind in work]
@@ -94,13 +91,7 @@ class Probes:
         Gives the seconds from ``since`` until the first that was. Raises CheckError."""
         tries = [one for one in self._tries[kind] if since + grace <= one.begun <= until]
         lost = [f"{one.begun - since:.2f} s: {one.why}" for one in tries if not one.client]
-        # A lone lookup may lose its datagram on a busy machine, where a resolver asks again; never near the kill.
-        lone = len(lost) == 1 and "names" in kind and all(one.client or one.begun > since + CALM for one in tries)
-        tries = [one for one in tries if one.client] if lone else tries
-        self.excused += lone
-        expect(
-            lone or not lost, f"{kind}: {len(lost)} of {len(tries)} tries lost after SIGKILL, at {'; '.join(lost[:3])}"
-        )
+        expect(not lost, f"{kind}: {len(lost)} of {len(tries)} tries lost after SIGKILL, at {'; '.join(lost[:3])}")
         # A stalled machine makes fewer tries; a third of them still covers the time.
         wanted = (until - since - grace) / PACE / 3
         expect(len(tries) >= wanted, f"{kind}: only {len(tries)} tries, the machine is too slow to tell")
