@@ -64,6 +64,8 @@ class Kernel:
         self._made: Any = None
         self._dns: Listener | None = None
         self._marks: ProcessMarks | None = None
+        self._marked = ""
+        """The cgroup of the options under which ``_marks`` was attached."""
         self._steerer: Steerer | None = None
         self._back: HandBack | None = None
         self._state = self._compile(options, config, self._entry(options, plane.parts), plane.parts)
@@ -114,12 +116,18 @@ class Kernel:
         self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
 
     def _begin(self) -> None:
-        self._steerer = Steerer()
-        if not self._steerer.owned:
+        """Raises KernelError, ValueError; nothing steers then."""
+        steerer = self._steerer = Steerer()
+        if not steerer.owned:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
-        self._steerer.apply(self._steering(), self._capture())
-        self._hold()
-        self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, self._steerer, self._direct)
+        try:
+            steerer.apply(self._steering(), self._capture())
+            self._hold()
+        except (KernelError, ValueError):
+            steerer.close()
+            self._steerer = None
+            raise
+        self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, steerer, self._direct)
         if self._state.options.learn:
             self._plane.resolver.teach(self)
 
@@ -152,8 +160,9 @@ class Kernel:
             self._steerer.let_go()
 
     def _direct(self, flow: Flow, outbound: str) -> bool:
-        """Whether the kernel would carry a flow of that outbound as the outbound does."""
-        return flow.inbound == self.tag and self._state.kinds.get(outbound) == "direct"
+        """Whether the kernel would carry a flow of that outbound as the outbound does, and may."""
+        mode, kinds = self._state.options.kernel.mode, self._state.kinds
+        return mode != "off" and flow.inbound == self.tag and kinds.get(outbound) == "direct"
 
     # -- a changed configuration
 
@@ -181,6 +190,7 @@ class Kernel:
         old, self._state = self._state, state
         learned, changes = self._learned.rebuilt(state.compiled, self._plane.edge.loop.time())
         turned = state.compiled.processes != old.compiled.processes
+        turned = turned or state.options.kernel.cgroup != old.options.kernel.cgroup
         try:
             if self._steerer is None:
                 self._mark_processes()
@@ -261,14 +271,17 @@ class Kernel:
 
     def _mark_processes(self) -> None:
         """Programs for the plan's processes; where the kernel refuses them local sockets are of no known class."""
-        plan, options = self.compiled.processes, self._state.options
+        plan, where = self.compiled.processes, self._state.options.kernel.cgroup
         self.problems.pop("process rules", None)
         try:
+            if self._marks is not None and where != self._marked:
+                self._marks.close()
+                self._marks = self._plane.owners.marks = None
             if self._marks is not None:
                 self._marks.apply(plan)
             elif plan.paths or plan.names or plan.uids or plan.gids:
-                self._marks = ProcessMarks(options.kernel.cgroup or cgroup.mount_point(), plan)
-                self._plane.owners.marks = self._marks
+                self._marks = self._plane.owners.marks = ProcessMarks(where or cgroup.mount_point(), plan)
+                self._marked = where
         except (KernelError, OSError) as error:
             self._complain("process rules", error)
 
