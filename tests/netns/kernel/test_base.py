@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from gateway.kernel import mark
 from gateway.kernel.nft import base
 from gateway.kernel.nft.library import Library
 from gateway.kernel.nft.writer import Writer
@@ -93,6 +94,49 @@ def house() -> Iterator[House]:
         pytest.skip("needs root")
     with Lab(TOPOLOGY) as lab:
         yield House(lab)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segments_fit_a_narrow_uplink(house: House, family: int) -> None:
+    """Both ends are told: SYN and SYN-ACK are clamped (PPPoE, where path MTU discovery fails)."""
+    house.load()
+    house.router.run(["ip", "link", "set", "isp1", "mtu", "1400"], check=True)
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    try:
+        with closing(house.hosts["isp1"].socket(kind)) as server, closing(house.hosts["desk"].socket(kind)) as client:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", 7777))
+            server.listen()
+            client.settimeout(5)
+            client.connect((host("isp1", family), 7777))
+            with closing(server.accept()[0]) as flow:
+                stamps = 12  # TCP_MAXSEG leaves the timestamp option out
+                for end in (client, flow):
+                    assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1400 - (40 if family == 4 else 60)
+                    assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) >= 1400 - 60 - stamps
+    finally:
+        house.router.run(["ip", "link", "set", "isp1", "mtu", "1500"], check=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_userspace_carried_is_not_forwarded_however_long_it_lived(house: House, family: int) -> None:
+    """An entry that is assured and has the class of a userspace flow: the reaper deletes it, this is the second net."""
+    house.load()
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    with closing(house.hosts["isp1"].socket(kind)) as server, closing(house.hosts["desk"].socket(kind)) as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("", 7778))
+        server.listen()
+        client.settimeout(5)
+        client.connect((host("isp1", family), 7778))
+        with closing(server.accept()[0]) as flow:
+            client.sendall(b"?")
+            assert flow.recv(1) == b"?"
+            words = ["conntrack", "-U", "-f", f"ipv{family}", "-p", "tcp", "--dport", "7778", "--mark", hex(mark.USER)]
+            house.router.run(words, check=True)
+            client.sendall(b"!")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
 
 
 @pytest.mark.parametrize("wan", ["isp1", "isp2"])
