@@ -1,20 +1,36 @@
-"""``gateway doctor``: what this host can do for the gateway, and how to mend what it cannot. Changes nothing."""
+"""``gateway doctor``: what this host can do for the gateway, and how to mend what it cannot. Changes nothing.
+
+``--repair`` undoes instead what gateways left that are dead: as ``down``, for every instance that does not run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import shutil
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
+from gateway.box import RUN
+from gateway.host import down
+from gateway.kernel import journal
 from gateway.kernel.probe import Finding, probe
+from gateway.service.control import alive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument(
+        "--repair", action="store_true", help="undo what dead gateways left on this host, every instance"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 where all that the gateway cannot do without is there."""
+    """0 where all that the gateway cannot do without is there; with ``--repair`` where nothing is left."""
+    if arguments.repair:
+        return repair(RUN, arguments.json)
     findings = probe()
     ok = all(finding.ok for finding in findings if finding.needed)
     if arguments.json:
@@ -25,6 +41,39 @@ def run(arguments: argparse.Namespace) -> int:
     missing = sum(finding.needed and not finding.ok for finding in findings)
     print("all that is needed is here" if ok else f"{missing} needed and missing")
     return 0 if ok else 1
+
+
+def repair(run: Path, as_json: bool = False) -> int:
+    """Undo what the dead instances in ``run`` left; those that run, or belong to another network namespace, are let
+    be. 1 where something could not be undone."""
+    done: dict[str, str] = {}
+    failed: list[str] = []
+    for folder in sorted(run.iterdir()) if run.is_dir() else ():
+        if alive(folder / "control.sock"):
+            done[folder.name] = "runs: let be"
+            continue
+        if not (folder / "undo.jsonl").exists():
+            continue
+        where = journal.place(folder / "undo.jsonl")
+        if where == "elsewhere":
+            done[folder.name] = "of another network namespace: let be"
+        elif where == "gone":
+            shutil.rmtree(folder, ignore_errors=True)
+            done[folder.name] = "of an earlier boot: forgotten"
+        else:
+            left = asyncio.run(down(folder))
+            failed += [f"{folder.name}: {step}" for step in left]
+            done[folder.name] = f"{len(left)} steps could not be undone" if left else "undone"
+    if as_json:
+        print(json.dumps({"ok": not failed, "instances": done, "failed": failed}))
+        return 1 if failed else 0
+    for name, what in done.items():
+        print(f"{name}: {what}")
+    if not done:
+        print("nothing is left of any gateway")
+    for step in failed:
+        print(f"not undone: {step}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def line(finding: Finding) -> str:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Step = dict[str, Any]
 Executor = Callable[[Step], Awaitable[None] | None]
@@ -62,6 +62,20 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def place(path: Path) -> Literal["here", "elsewhere", "gone"]:
+    """What a journal describes: this boot and namespace, another namespace of this boot, or a state that is no more (an
+    earlier boot; a journal that is absent or torn in its head)."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = json.loads(file.readline())
+    except (OSError, ValueError):
+        return "gone"
+    here = head()
+    if not isinstance(found, dict) or found.get("boot") != here["boot"]:
+        return "gone"
+    return "here" if found == here else "elsewhere"
 
 
 def read(path: Path) -> list[Step]:

@@ -97,8 +97,13 @@ class Killer:
         except CheckError as error:
             raise CheckError(f"{phase}, killed after {delay:.3f} s: {error}") from error
 
-    def down(self, why: str) -> None:
-        done = self.stage.command("down")
+    def down(self, why: str, repair: bool = False) -> None:
+        if repair:
+            done = self.stage.lab.host("router").run([sys.executable, "-m", "gateway", "doctor", "--repair"])
+            # A start may be killed before it has done anything.
+            assert why == "start" or f"{self.stage.instance}: undone" in done.out, done.out + done.err
+        else:
+            done = self.stage.command("down")
         assert done.ok, done.err
         left: list[str] = []
         with contextlib.suppress(CheckError):
@@ -143,7 +148,7 @@ def test_the_lan_is_online_whenever_the_gateway_is_killed(seed: int) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_down_after_a_kill_leaves_nothing(seed: int, phase: str) -> None:
+def test_down_and_repair_after_a_kill_leave_nothing(seed: int, phase: str) -> None:
     """Without a start in between, and from a router that was bare before: start may be killed half-way."""
     dice = random.Random(seed)
     stage = Stage(programs(), seed)
@@ -151,12 +156,12 @@ def test_down_after_a_kill_leaves_nothing(seed: int, phase: str) -> None:
         try:
             stage.plug()
             killer = Killer(stage, dice, stage.settled())
-            for _ in range(2):
+            for repair in (False, True):
                 killer.disturb(phase)
                 time.sleep(dice.uniform(0, LONGEST[phase]))
                 assert stage.gateway is not None
                 stage.gateway.signal(signal.SIGKILL)
                 stage.gateway.wait()
-                killer.down(phase)
+                killer.down(phase, repair)
         finally:
             stage.close()

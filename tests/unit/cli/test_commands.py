@@ -10,6 +10,7 @@ import pytest
 from gateway import __version__
 from gateway.cli import COMMANDS, doctor, main
 from gateway.config.anchor import VERSION
+from gateway.kernel import journal
 from gateway.kernel.probe import Finding
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -105,3 +106,32 @@ def test_doctor_on_this_host(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is (status == 0)
     assert {"name", "ok", "detail", "remedy", "needed"} <= set(report["findings"][0])
+
+
+def test_repair_lets_the_living_and_the_strange_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = {"dead": journal.head(), "lives": journal.head(), "elsewhere": journal.head() | {"netns": 1},
+             "old": journal.head() | {"boot": "another"}, "torn": {}}  # fmt: skip
+    for name, head in heads.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "undo.jsonl").write_text(json.dumps(head)[: 3 if name == "torn" else None] + "\n")
+    (tmp_path / "starting").mkdir()
+    monkeypatch.setattr(doctor, "alive", lambda path: path.parent.name == "lives")
+    assert doctor.repair(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "lives", "starting"]
+    assert "dead: undone" in said
+    assert "lives: runs" in said
+    assert "elsewhere: of another" in said
+
+
+def test_repair_names_what_it_could_not_undo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dead").mkdir()
+    step = {"kind": "nonsense", "op": "none"}
+    (tmp_path / "dead" / "undo.jsonl").write_text(f"{json.dumps(journal.head())}\n{json.dumps(step)}\n")
+    assert doctor.repair(tmp_path, as_json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["ok"]
+    assert "nonsense" in told["failed"][0]
+    assert (tmp_path / "dead" / "undo.jsonl").exists(), "kept for the next try"
