@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
@@ -32,6 +32,7 @@ class Box:
         self.config = config
         self.run = run
         self.started = time.time()
+        self.state: Literal["starting", "running"] = "starting"
         self._changing = asyncio.Lock()
         options = gateway_options(config)
         run.mkdir(parents=True, exist_ok=True)
@@ -49,6 +50,7 @@ class Box:
             await self.plane.start()
             if self.kernel is not None:
                 await self.kernel.start()
+        self.state = "running"
 
     async def reload(self, config: Config) -> None:
         """Apply what differs; flows go on but for those that the new rules send elsewhere, or whose outbound changed.
@@ -102,7 +104,8 @@ class Box:
         """What ``gateway status`` shows."""
         host = {} if self.host is None else self.host.status()
         kernel = {} if self.kernel is None else self.kernel.status()
-        return {"uptime": round(time.time() - self.started, 1), **self.plane.status(), **host, **kernel}
+        uptime = round(time.time() - self.started, 1)
+        return {"state": self.state, "uptime": uptime, **self.plane.status(), **host, **kernel}
 
 
 def gateway_options(config: Config) -> GatewayOptions | None:

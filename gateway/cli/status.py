@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(answer))
         return 0
-    print(f"up {answer['uptime']:.0f} s")
+    print(f"{answer['state']}, up {answer['uptime']:.0f} s")
     print(f"inbounds {' '.join(answer['inbounds']) or 'none'}; {answer['flows']} flows")
     for one in answer.get("uplinks", ()):
         state = "elected" if one["elected"] else "ready" if one["ready"] else one["problem"] or "waiting"
@@ -31,6 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"uplink {one['interface']}: {state}; addresses {addresses}; name servers {servers}")
     for name in answer.get("lans", ()):
         print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
+    if "steering" in answer:
+        print(f"steering: {'the kernel steers' if answer['steering'] else 'none, every flow of the LAN is direct'}")
+    for what, why in answer.get("refused", {}).items():
+        print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):
         print(f"dnsmasq: {problem}")
     return 0

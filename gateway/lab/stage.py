@@ -24,7 +24,7 @@ from gateway.lab.netns import LabError
 from gateway.lab.process import Process, User
 from gateway.lab.scenario import home
 from gateway.lab.snapshot import snapshot
-from gateway.service.control import alive
+from gateway.service.control import alive, ask
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FORWARDED = 8081
@@ -121,7 +121,7 @@ class Stage:
         return paths
 
     def start(self) -> None:
-        """Start the gateway and wait until it answers."""
+        """Start the gateway and wait until it runs."""
         files = [word for path in self.write() for word in ("-c", str(path))]
         if self.sabotage == "no-gateway":
             return
@@ -132,7 +132,9 @@ class Stage:
     def answers(self) -> bool:
         if self.gateway is not None and not self.gateway.running:
             raise CheckError(f"the gateway has ended: {self.gateway.told()}")
-        return alive(self.folder / "control.sock")
+        if not alive(self.folder / "control.sock"):
+            return False
+        return bool(ask(self.folder, {"command": "status"}).get("state") == "running")
 
     def command(self, *words: str) -> Any:
         return self.lab.host("router").run([sys.executable, "-m", "gateway", *words, "--instance", self.instance])

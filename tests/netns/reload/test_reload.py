@@ -63,7 +63,6 @@ def stage() -> Iterator[Turned]:
             turned.plug()
             poll(turned.lease, "no lease")
             turned.wan4 = turned.lease()
-            poll(lambda: "started;" in turned.gateway.told(), "not started")  # type: ignore[union-attr]
             yield turned
         finally:
             turned.close()
@@ -239,3 +238,26 @@ def test_quic_that_a_sniff_found_direct_goes_home(stage: Turned, family: int) ->
     assert len(rows) == 1, rows
     source = stage.home.lan2.ipv4 if family == 4 else client
     assert f"src={source}" in rows[0], "the client's own flow, not one of the router's"
+
+
+def test_status_tells_what_the_kernel_refuses_and_a_reload_mends_it(stage: Turned) -> None:
+    site = stage.home.sites[0]
+    router = stage.lab.host("router")
+
+    def tool_goes() -> str:
+        return stage.way(stage.fetch("router", f"http://{site.ipv4}/", curl=str(stage.tool))["client"][0])
+
+    try:
+        stage.changes["kernel"] = {"cgroup": "/nonexistent"}
+        stage.apply()
+        said = stage.command("status").out
+        assert "running, up" in said
+        assert "steering: the kernel steers" in said
+        assert "process rules: open cgroup /nonexistent" in said
+        assert tool_goes() == "proxy", "without the programs userspace asks whose flow it is"
+    finally:
+        stage.changes["kernel"] = {"cgroup": str(router.group)}
+        stage.apply()
+    assert "process rules" not in stage.command("status").out
+    assert tool_goes() == "proxy"
+    del stage.changes["kernel"]
