@@ -20,7 +20,7 @@ from gateway.config.root import Config, Tagged
 from gateway.core.address import IP
 from gateway.core.contracts import Wiring
 from gateway.core.errors import ConfigError, KernelError
-from gateway.core.flow import Flow
+from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer
 from gateway.dns.listener import Listener
 from gateway.host import Host
@@ -112,6 +112,7 @@ class Kernel:
             self._begin()
         except (KernelError, ValueError) as error:
             self._give_up("steering", error)
+        self._plane.router.certain = self._certain
         self._watch(self._plane.parts, None)
         self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
 
@@ -163,6 +164,10 @@ class Kernel:
         """Whether the kernel would carry a flow of that outbound as the outbound does, and may."""
         mode, kinds = self._state.options.kernel.mode, self._state.kinds
         return mode != "off" and flow.inbound == self.tag and kinds.get(outbound) == "direct"
+
+    def _certain(self, flow: Flow, findings: Findings) -> bool:
+        """Of the tables in force; they were made for flows of this inbound."""
+        return flow.inbound == self.tag and self.compiled.certain(flow, findings)
 
     # -- a changed configuration
 

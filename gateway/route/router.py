@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from gateway.core.address import IP, Address
@@ -28,6 +29,8 @@ log = logging.getLogger("gateway.route")
 
 DNS_IDLE = 10.0
 """Seconds that a hijacked DNS connection may be silent."""
+PROMPT = 0.03
+"""Seconds after which a client counts as one that waits for the server's first word."""
 DROPPED = 60.0
 """Seconds that a connection whose rule says ``drop`` is held without an answer."""
 
@@ -45,6 +48,8 @@ class Router:
         self._wiring = wiring
         self._clock = wiring.edge.loop.time
         self.limit = limit or Limit(self._clock)
+        self.certain: Callable[[Flow, Findings], bool] = lambda flow, findings: False
+        """Whether no sniff can change where a flow goes; replaced by who has compiled the rules."""
         self._pipes = Pipes()
         self._streams: set[RunningStream] = set()
         self.sessions = Sessions(self, wiring)
@@ -157,7 +162,7 @@ class Router:
                 return step
             if isinstance(step, SniffRequest):
                 await handshake.accept()
-                await _sniff(handshake.stream, step, findings)
+                await _sniff(handshake.stream, step, findings, partial(self.certain, flow, findings))
             else:
                 await self.resolve(step, findings)
 
@@ -304,25 +309,38 @@ async def _dial(outbound: Outbound, flow: Flow, destination: Address, addresses:
     return await outbound.connect(flow, Address(addresses[-1], destination.port))
 
 
-async def _sniff(stream: Stream, request: SniffRequest, findings: Findings) -> None:
-    """Read until the sniffers know, give up, or time is up; the bytes go back in front of the stream."""
+async def _sniff(stream: Stream, request: SniffRequest, findings: Findings, certain: Callable[[], bool]) -> None:
+    """Read until the sniffers know, give up, or time is up; the bytes go back in front of the stream. A client that is
+    silent at first is waited for only where what it will say matters."""
     names = frozenset(request.protocols)
-    data = b""
+    more = await _read(stream, min(PROMPT, request.timeout))
+    if more is None and certain():
+        return
+    left = request.timeout if more else request.timeout - PROMPT
+    data = more or b""
+    found = sniff_stream(data, names) if data else NEED_MORE
     try:
-        async with asyncio.timeout(request.timeout):
-            while more := await stream.read():
-                data += more
-                found = sniff_stream(data, names)
-                if found is NEED_MORE:
-                    continue
-                if isinstance(found, Sniffed):
-                    note(findings, found)
-                break
+        if found is NEED_MORE and more != b"" and left > 0:
+            async with asyncio.timeout(left):
+                while found is NEED_MORE and (more := await stream.read()):
+                    data += more
+                    found = sniff_stream(data, names)
     except TimeoutError:
         pass
     finally:
         if data:
             stream.unread(data)
+    if isinstance(found, Sniffed):
+        note(findings, found)
+
+
+async def _read(stream: Stream, patience: float) -> bytes | None:
+    """What the client says within ``patience`` seconds, None for nothing."""
+    try:
+        async with asyncio.timeout(patience):
+            return await stream.read()
+    except TimeoutError:
+        return None
 
 
 def note(findings: Findings, found: Sniffed) -> None:

@@ -192,9 +192,12 @@ def test_sniff_learn_process_and_resolve_reach_the_engine() -> None:
     run(body, script)
 
 
-def test_a_silent_client_is_waited_for_no_longer_than_the_rule_says() -> None:
+@pytest.mark.parametrize(("timeout", "certain"), [(0.05, False), (3600.0, True)])
+def test_a_silent_client_is_waited_for_no_longer_than_needed(timeout: float, certain: bool) -> None:
+    """Than the rule says, and hardly at all where no sniff could change where the flow goes."""
+
     def script(flow: Flow, findings: Findings) -> Iterator[Any]:
-        yield SniffRequest(("tls", "http"), 0.05)
+        yield SniffRequest(("tls", "http"), timeout)
         yield Decision("route", "direct", 0)
 
     async def body(house: House) -> None:
@@ -202,6 +205,7 @@ def test_a_silent_client_is_waited_for_no_longer_than_the_rule_says() -> None:
             writer.write(b"220 hello")
             writer.close()
 
+        house.router.certain = lambda flow, findings: certain
         server = await asyncio.start_server(hello, "127.0.0.1", 0)
         client = house.client(Address.of(*server.sockets[0].getsockname()[:2]))
         assert await asyncio.get_running_loop().sock_recv(client, 100) == b"220 hello"
