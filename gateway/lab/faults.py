@@ -80,10 +80,17 @@ def kill9_fails_open(stage: Stage) -> str:
 KINDS = ("tcp4", "tcp6", "udp4", "udp6", "router names", "far names")
 
 
+NO_PROGRAMS = {case: {"bpf"} for case in ("no-bpf", "all-direct", "all-proxied")}
+"""Sabotages under which no rule asks for a process, or no program can be attached."""
+
+
 def clean_stop(stage: Stage, before: dict[str, str]) -> str:
     """After SIGTERM the LAN is online; after ``down`` the router is as it was."""
     if stage.gateway is None:
         raise CheckError("no gateway runs")
+    running = stage.snapshot()
+    blind = {part for part, text in running.items() if text == before[part]}
+    expect(blind <= NO_PROGRAMS.get(stage.sabotage, set()), f"a running gateway is not seen in: {', '.join(blind)}")
     stage.signal(signal.SIGTERM)
     result = stage.gateway.wait()
     expect(result.ok, f"exit {result.code}: {result.err[-300:]}")
