@@ -87,6 +87,10 @@ class Resolver(Protocol):
         """Addresses of ``domain``, best first, through DNS server ``server`` ("" = by the DNS rules). Never from
         fakeip. Raises DialError(stage="resolve")."""
 
+    def hit(self, query: bytes, flow: Flow) -> bytes | None:
+        """The answer to a client's wire query where the cache has it: never waits, never raises. None says nothing;
+        ``exchange`` answers then."""
+
     async def exchange(self, query: bytes, flow: Flow) -> bytes | None:
         """The wire answer to a wire query of a client; None = send nothing. Never raises for a bad query: the answer
         is then FORMERR or None. Learned addresses are in the kernel before this returns."""

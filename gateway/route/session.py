@@ -376,7 +376,9 @@ class Sessions:
         return [flow for session in tuple(self._sessions.values()) for flow in session.reconsider(changed)]
 
     def query(self, session: Session, flow: Flow, data: bytes) -> None:
-        if len(self._queries) < QUERIES:
+        if (answer := self._wiring.resolver.hit(data, flow)) is not None:
+            session.reply(answer, flow.destination, 0)
+        elif len(self._queries) < QUERIES:
             task = self.loop.create_task(self._answer(session, flow, data))
             self._queries.add(task)
             task.add_done_callback(self._queries.discard)
