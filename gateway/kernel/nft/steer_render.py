@@ -79,6 +79,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     sets = {
         "lans": frozenset(quote(name) for name in capture.lans),
         "captured": frozenset({"53"} if capture.dns_port else ()),
+        "listeners": frozenset({str(capture.dns_port)} if capture.dns_port else ()),
     }
     return Objects(chains, fixed, intervals, frozenset(learned), sets)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 
@@ -211,6 +212,7 @@ def test_dns_of_the_lan_is_redirected(net, owner, kind):
     sock = net.gateway.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
     with sock:
         sock.settimeout(10)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("", 5353))
         if kind == "tcp":
             sock.listen(4)
@@ -226,6 +228,35 @@ def test_dns_of_the_lan_is_redirected(net, owner, kind):
                 assert data == b"query"
                 sock.sendto(b"reply", source)
             assert client.recv(100) == b"reply"
+
+
+@pytest.mark.parametrize("site", ["192.168.7.1", "2001:db8:1::1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_listener_of_dns_is_for_captured_queries_alone(net, owner, kind, site):
+    """There is no base table here, as with ``firewall: false``."""
+    kinds = (
+        socket.AF_INET6 if ":" in site else socket.AF_INET,
+        socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM,
+    )
+    ours, other = (net.gateway.socket(*kinds) for _ in range(2))
+    with ours, other, net.client.socket(*kinds) as client:
+        for sock, port in ((ours, 5353), (other, 5354)):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.settimeout(10 if sock is other else 0.5)
+            sock.bind((site, port))
+            if kind == "tcp":
+                sock.listen()
+        client.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            client.connect((site, 5353))
+            client.send(b"query")
+        with pytest.raises(TimeoutError):
+            ours.accept() if kind == "tcp" else ours.recv(100)
+        with net.client.socket(*kinds) as good:
+            good.settimeout(10)
+            good.connect((site, 5354))
+            good.send(b"query")
+            assert other.accept() if kind == "tcp" else other.recv(100)
 
 
 @pytest.mark.parametrize("site", ["192.168.7.1", "2001:db8:1::1"])
