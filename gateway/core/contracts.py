@@ -52,6 +52,15 @@ class Outbound(Protocol):
         """Release pooled connections."""
 
 
+class Begins(Protocol):
+    """An outbound that can dial without being awaited; a method beside those of Outbound."""
+
+    def begin(self, destination: Address, first: Buffer) -> tuple[socket, int, float] | None:
+        """A socket that connects to ``destination``, without a layer; how many bytes of ``first`` it has taken, -1
+        while it is not connected; and the seconds to wait for that, 0 for any time. The caller owns the socket. None
+        where more than connect(2) is needed: await ``connect`` then. Raises DialError."""
+
+
 class Group(Outbound, Protocol):
     """An outbound that stands for one of several."""
 
@@ -156,6 +165,9 @@ class Edge(Protocol):
         """Level-triggered registration of ``fd``; ``handler(events)`` is called from the loop. EPOLL* bits."""
 
     def modify(self, fd: int, events: int) -> None: ...
+
+    def rehandle(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Another ``handler`` for what is registered."""
 
     def remove(self, fd: int) -> None:
         """Idempotent."""

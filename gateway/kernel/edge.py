@@ -56,6 +56,9 @@ class Edge:
     def modify(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
 
+    def rehandle(self, fd: int, handler: Handler) -> None:
+        self._handlers[fd] = handler
+
     def remove(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
             self._gone.add(fd)

@@ -21,7 +21,7 @@ from gateway.route.options import RouteRule
 class SniffRequest:
     """Look at the first bytes for one of ``protocols``, for at most ``timeout`` seconds."""
 
-    protocols: tuple[str, ...]
+    protocols: frozenset[str]
     timeout: float
 
 
@@ -72,7 +72,7 @@ class Walk:
         self._rules, self.final, self._flow, self._findings, self._trace = rules, final, flow, findings, trace
         self._subject = Subject.of(flow, findings, sets)
         self._index = 0
-        self._tried: set[str] = set()
+        self._tried: frozenset[str] = frozenset()
         self._domain = flow.destination.domain or ""
         self._options: dict[str, float | bool] = {}
         self.destination = flow.destination
@@ -110,10 +110,10 @@ class Walk:
     def _sniff(self, action: Sniff) -> SniffRequest | None:
         if self.destination.port in SERVER_FIRST or self._findings.protocol:
             return None
-        wanted = tuple(one for one in action.protocols(self._flow.network) if one not in self._tried)
+        wanted = frozenset(action.protocols(self._flow.network)) - self._tried
         if not wanted:
             return None
-        self._tried.update(wanted)
+        self._tried |= wanted
         return SniffRequest(wanted, float(action.timeout))
 
     def _override(self, action: Overrides) -> None:

@@ -33,6 +33,7 @@ ROUNDS = 4
 
 _READ = IN | RDHUP
 _GONE = -1
+_NOT = (_GONE, _GONE)
 _RESET = struct.pack("ii", 1, 0)
 # One buffer for all flows: what is read is sent, or its rest copied, before the next read.
 _BUFFER = bytearray(HOT)
@@ -276,28 +277,37 @@ class SocketRelay:
 
     __slots__ = ("_done", "client", "edge", "pipes", "remote")
 
-    def __init__(self, edge: Edge, pipes: Pipes, client: SocketBacked, remote: SocketBacked, done: Done) -> None:
+    def __init__(
+        self, edge: Edge, pipes: Pipes, client: socket.socket, inner: Layer | None, remote: socket.socket,
+        outer: Layer | None, done: Done,
+    ) -> None:  # fmt: skip
         self.edge = edge
         self.pipes = pipes
         self._done: Done | None = done
-        sock, layer, early = client.detach()
-        self.client = Side(self, sock, layer)
-        sock, layer, late = remote.detach()
-        self.remote = Side(self, sock, layer)
+        self.client = Side(self, client, inner)
+        self.remote = Side(self, remote, outer)
         self.client.peer, self.remote.peer = self.remote, self.client
+
+    def start(self, early: Buffer = b"", late: Buffer = b"", *, sent: int = 0, watched: tuple[int, int] = _NOT) -> None:
+        """``early`` was read from the client already and ``late`` from the remote end, as plain bytes; of ``early`` the
+        remote socket has ``sent``. ``watched``: events for which the edge watches each socket already."""
+        client, remote = self.client, self.remote
+        client.mask, remote.mask = watched
         try:
-            for side, data in ((self.client, early), (self.remote, late)):
-                if data:
-                    side.moved += len(data)
-                    side.peer.put(data)
-            # The client has often spoken already; the remote end can hardly have.
-            self.client.advance(False)
-            if self._done is None:
-                return
-            if self.client.out:
-                self.remote.advance(False)
-            elif not self.remote.eof:
-                self.remote.watch(self.remote.mask | _READ if self.remote.mask > 0 else _READ)
+            if early:
+                client.moved = len(early)
+                if sent < len(early):
+                    remote.put(memoryview(early)[sent:])
+            if late:
+                remote.moved = len(late)
+                client.put(late)
+            for side in (client, remote):
+                if side.mask != _GONE:
+                    self.edge.rehandle(side.fd, side.ready)
+                if side.peer.out:
+                    side.stalled = True
+                    self.pipes.stalled += 1
+                side.watch((0 if side.stalled else _READ) | (OUT if side.out else 0))
         except (OSError, GatewayError) as error:
             self.abort(error)
 
@@ -376,5 +386,9 @@ def backed(stream: Stream) -> TypeGuard[SocketBacked]:
 def relay(edge: Edge, pipes: Pipes, client: Stream, remote: Stream, done: Done) -> Relay:
     """Take both streams over until both have ended. ``done`` may be called before this returns."""
     if backed(client) and backed(remote):
-        return SocketRelay(edge, pipes, client, remote, done)
+        near, inner, early = client.detach()
+        far, outer, late = remote.detach()
+        found = SocketRelay(edge, pipes, near, inner, far, outer, done)
+        found.start(early, late)
+        return found
     return PumpRelay(client, remote, done)

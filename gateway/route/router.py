@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 from gateway.core.address import IP, Address
@@ -18,9 +17,10 @@ from gateway.core.errors import DialError, GatewayError, Rejected
 from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer, Receiver, Stream
 from gateway.kernel.splice import Pipes
-from gateway.route.engine import Decision, Engine, ResolveRequest, SniffRequest
+from gateway.route.engine import Decision, Engine, Request, ResolveRequest, SniffRequest, Walk
+from gateway.route.entry import PROMPT, Entry, Patience, abort, bare
 from gateway.route.limit import Limit
-from gateway.route.relay import backed, relay, reset
+from gateway.route.relay import relay
 from gateway.route.running import RunningStream
 from gateway.route.session import Sessions
 from gateway.route.sniff import NEED_MORE, Sniffed, sniff_stream
@@ -29,8 +29,6 @@ log = logging.getLogger("gateway.route")
 
 DNS_IDLE = 10.0
 """Seconds that a hijacked DNS connection may be silent."""
-PROMPT = 0.03
-"""Seconds after which a client counts as one that waits for the server's first word."""
 DROPPED = 60.0
 """Seconds that a connection whose rule says ``drop`` is held without an answer."""
 
@@ -50,7 +48,9 @@ class Router:
         self.limit = limit or Limit(self._clock)
         self.certain: Callable[[Flow, Findings], bool] = lambda flow, findings: False
         """Whether no sniff can change where a flow goes; replaced by who has compiled the rules."""
-        self._pipes = Pipes()
+        self.edge = wiring.edge
+        self.pipes = Pipes()
+        self.patience = Patience(wiring.edge.loop)
         self._streams: set[RunningStream] = set()
         self.sessions = Sessions(self, wiring)
 
@@ -103,20 +103,36 @@ class Router:
             return
         running = RunningStream(flow, self._clock(), self._ended)
         self._streams.add(running)
-        running.task = self._wiring.edge.loop.create_task(self._run(running, stream, accepted))
+        sock = bare(stream) if accepted is None else None
+        if sock is not None:
+            Entry(self, running, stream, sock).start()
+        else:
+            running.task = self.edge.loop.create_task(self._run(running, _Handshake(stream, accepted)))
 
-    async def _run(self, running: RunningStream, stream: Stream, accepted: Accepted | None) -> None:
-        handshake = _Handshake(stream, accepted)
+    def go_on(
+        self, running: RunningStream, stream: Stream, walk: Walk, findings: Findings, step: Request | Decision
+    ) -> None:
+        """In a task, from the ``step`` that an Entry has reached."""
+        running.task = self.edge.loop.create_task(self._run(running, _Handshake(stream, None), walk, findings, step))
+
+    async def _run(
+        self, running: RunningStream, handshake: _Handshake, walk: Walk | None = None,
+        findings: Findings | None = None, step: Request | Decision | None = None,
+    ) -> None:  # fmt: skip
+        stream = handshake.stream
         try:
-            if await self._serve(running, handshake):
+            if walk is None or findings is None:
+                flow = running.flow = self.owned(running.flow)
+                findings = self.findings(flow)
+                walk = self.engine.start(flow, findings)
+            if await self._serve(
+                running, handshake, findings, await self._decide(running.flow, walk, findings, step, handshake)
+            ):
                 return
             stream.close()
-        except Rejected as rejected:
-            log.info("%s rejected: %s", _name(running), rejected)
-            await self._reject(handshake, rejected.drop)
         except (GatewayError, OSError) as error:
-            log.info("%s failed: %s", _name(running), error)
-            await self._reject(handshake, False)
+            self.failed(running, error)
+            await self._reject(handshake, isinstance(error, Rejected) and error.drop)
         except BaseException as error:
             abort(stream)
             if not isinstance(error, asyncio.CancelledError):
@@ -126,11 +142,11 @@ class Router:
             if running.relay is None:
                 self._ended(running)
 
-    async def _serve(self, running: RunningStream, handshake: _Handshake) -> bool:
+    async def _serve(
+        self, running: RunningStream, handshake: _Handshake, findings: Findings, decision: Decision
+    ) -> bool:
         """True where a relay has the stream now."""
-        flow = running.flow = self.owned(running.flow)
-        findings = self.findings(flow)
-        decision = await self._decide(flow, findings, handshake)
+        flow = running.flow
         running.decision, running.findings = decision, findings
         destination = decision.destination or flow.destination
         if decision.action == "reject":
@@ -147,24 +163,33 @@ class Router:
         except BaseException:
             remote.close()
             raise
-        if log.isEnabledFor(logging.INFO):
-            log.info("%s to %s%s", _name(running), ">".join(running.chain), _how(findings))
-        found = relay(self._wiring.edge, self._pipes, handshake.stream, remote, running.done)
+        self.opened(running, findings)
+        found = relay(self.edge, self.pipes, handshake.stream, remote, running.done)
         # A short flow may have ended already; it is off the list then.
         running.relay = found
         return True
 
-    async def _decide(self, flow: Flow, findings: Findings, handshake: _Handshake) -> Decision:
-        walk = self.engine.start(flow, findings)
-        while True:
-            step = walk.step()
-            if isinstance(step, Decision):
-                return step
+    async def _decide(
+        self, flow: Flow, walk: Walk, findings: Findings, step: Request | Decision | None, handshake: _Handshake
+    ) -> Decision:
+        while not isinstance(step, Decision):
             if isinstance(step, SniffRequest):
                 await handshake.accept()
-                await _sniff(handshake.stream, step, findings, partial(self.certain, flow, findings))
-            else:
+                await _sniff(handshake.stream, step, findings, lambda: self.certain(flow, findings))
+            elif step is not None:
                 await self.resolve(step, findings)
+            step = walk.step()
+        return step
+
+    def opened(self, running: RunningStream, findings: Findings) -> None:
+        """The relay takes it now."""
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s to %s%s", _name(running), ">".join(running.chain), _how(findings))
+
+    def failed(self, running: RunningStream, error: Exception) -> None:
+        if log.isEnabledFor(logging.INFO):
+            what = "rejected" if isinstance(error, Rejected) else "failed"
+            log.info("%s %s: %s", _name(running), what, error)
 
     async def _reject(self, handshake: _Handshake, drop: bool) -> None:
         stream = handshake.stream
@@ -263,7 +288,8 @@ class Router:
         self.close_flows(lambda running: True)
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.sessions.close()
-        self._pipes.close()
+        self.patience.close()
+        self.pipes.close()
 
 
 class _Handshake:
@@ -312,7 +338,7 @@ async def _dial(outbound: Outbound, flow: Flow, destination: Address, addresses:
 async def _sniff(stream: Stream, request: SniffRequest, findings: Findings, certain: Callable[[], bool]) -> None:
     """Read until the sniffers know, give up, or time is up; the bytes go back in front of the stream. A client that is
     silent at first is waited for only where what it will say matters."""
-    names = frozenset(request.protocols)
+    names = request.protocols
     more = await _read(stream, min(PROMPT, request.timeout))
     if more is None and certain():
         return
@@ -347,16 +373,6 @@ def note(findings: Findings, found: Sniffed) -> None:
     findings.protocol = found.protocol
     findings.domain = found.domain or findings.domain
     findings.client = found.client
-
-
-def abort(stream: Stream) -> None:
-    """Close; a TCP client sees a reset, as from a closed port."""
-    sock = getattr(stream, "sock", None)
-    if sock is not None and backed(stream) and sock.fileno() >= 0:
-        stream.detach()
-        reset(sock)
-    else:
-        stream.close()
 
 
 def _name(running: RunningStream) -> str:

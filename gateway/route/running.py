@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gateway.core.flow import Findings, Flow
 from gateway.route.engine import Decision
 from gateway.route.relay import Relay
 
+if TYPE_CHECKING:
+    from gateway.route.entry import Entry
+
 
 class RunningStream:
-    """See ``core.contracts.Running``. ``task`` is its handshake, then ``relay`` its bytes; never both."""
+    """See ``core.contracts.Running``. ``entry`` or ``task`` is its handshake, then ``relay`` its bytes; one at a
+    time."""
 
-    __slots__ = ("_ended", "chain", "decision", "findings", "flow", "relay", "since", "task")
+    __slots__ = ("_ended", "chain", "decision", "entry", "findings", "flow", "relay", "since", "task")
 
     def __init__(self, flow: Flow, since: float, ended: Callable[[RunningStream], None]) -> None:
         self.flow = flow
@@ -23,6 +28,7 @@ class RunningStream:
         self.decision: Decision | None = None
         """None while the rules are walked."""
         self.findings: Findings | None = None
+        self.entry: Entry | None = None
         self.task: asyncio.Task[None] | None = None
         self.relay: Relay | None = None
         self._ended = ended
@@ -42,5 +48,7 @@ class RunningStream:
     def close(self) -> None:
         if self.relay is not None:
             self.relay.close()
+        elif self.entry is not None:
+            self.entry.close()
         elif self.task is not None:
             self.task.cancel()

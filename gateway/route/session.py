@@ -202,7 +202,7 @@ class Session:
                 await router.resolve(step, findings)
 
     async def _sniff(self, route: Route, request: SniffRequest, findings: Findings) -> None:
-        names = frozenset(request.protocols)
+        names = request.protocols
         state = PacketState()
         looked = 0
         route.arrived = asyncio.Event()

@@ -18,7 +18,7 @@ from gateway.core.address import IP, Address
 from gateway.core.contracts import IPv4Address, Strategy, Wiring
 from gateway.core.errors import DialError
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import PacketConn, Stream
+from gateway.core.stream import Buffer, PacketConn, Stream
 from gateway.kernel.mark import BYTE
 from gateway.kernel.sockopt import IP_BIND_ADDRESS_NO_PORT, set_mark
 from gateway.transport.tcp import SocketStream
@@ -54,6 +54,34 @@ class Dialer:
             outbound = self._wiring.outbounds[self._options.detour]
             return await outbound.connect(flow or _anonymous("tcp", address), address)
         return SocketStream(self._wiring.edge, await self.connect_socket(address))
+
+    def begin(self, address: Address, first: Buffer) -> tuple[socket.socket, int, float] | None:
+        """See ``core.contracts.Begins``."""
+        ip, options = address.ip, self._options
+        if ip is None or options.detour:
+            return None
+        try:
+            sock = self._stream_socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
+            try:
+                if first and not options.tcp_multi_path:
+                    # The handshake's last segment then waits for the first bytes and goes with them.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                error = sock.connect_ex((str(ip), address.port))
+                if error and error not in _PENDING:
+                    raise OSError(error, os.strerror(error))
+                sent = -1
+                if first:
+                    # A near peer has answered inside connect(2).
+                    try:
+                        sent = sock.send(first)
+                    except (BlockingIOError, InterruptedError):
+                        pass
+                return sock, sent, options.connect_timeout
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            raise DialError(f"{address}: {error.strerror or error}") from error
 
     async def connect_socket(self, address: Address) -> socket.socket:
         """As ``connect``, past any detour; the caller owns the non-blocking socket."""

@@ -11,34 +11,35 @@ CHUNK = 65536
 
 
 class SocketStream:
-    """See ``core.stream.Stream`` and ``SocketBacked``. Owns ``sock``; ``layer`` None passes bytes as they are."""
+    """See ``core.stream.Stream`` and ``SocketBacked``. Owns ``sock``; ``layer`` None passes bytes as they are;
+    ``pending`` are plain bytes that were read and not consumed."""
 
-    __slots__ = ("_closed", "_edge", "_eof", "_pending", "layer", "sock")
+    __slots__ = ("_closed", "_edge", "_eof", "layer", "pending", "sock")
 
     def __init__(self, edge: Edge, sock: socket.socket, layer: Layer | None = None, pending: bytes = b"") -> None:
         self._edge = edge
         self.sock = sock
         self.layer = layer
-        self._pending = pending
+        self.pending = pending
         self._eof = False
         self._closed = False
 
     async def read(self, limit: int = CHUNK) -> bytes:
-        while not self._pending:
+        while not self.pending:
             if self._eof:
                 return b""
             data = await self._receive()
             if not data:
                 self._eof = True
             elif self.layer is None:
-                self._pending = data
+                self.pending = data
             else:
-                self._pending = bytes(self.layer.decode(data))
-        data = self._pending
+                self.pending = bytes(self.layer.decode(data))
+        data = self.pending
         if len(data) <= limit:
-            self._pending = b""
+            self.pending = b""
             return data
-        self._pending = data[limit:]
+        self.pending = data[limit:]
         return data[:limit]
 
     async def _receive(self) -> bytes:
@@ -70,11 +71,11 @@ class SocketStream:
             pass  # the peer has reset it already; reading will tell
 
     def unread(self, data: bytes) -> None:
-        self._pending = data + self._pending
+        self.pending = data + self.pending
 
     def detach(self) -> tuple[socket.socket, Layer | None, bytes]:
         self._closed = True
-        pending, self._pending = self._pending, b""
+        pending, self.pending = self.pending, b""
         return self.sock, self.layer, pending
 
     def close(self) -> None:

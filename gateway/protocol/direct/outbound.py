@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from socket import socket
+
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import PacketConn, Stream
+from gateway.core.stream import Buffer, PacketConn, Stream
 from gateway.protocol.direct.options import OutboundOptions
 from gateway.transport.dial import Dialer
 
@@ -24,6 +26,9 @@ class Outbound:
         if not self._host and not self._port:
             return destination
         return Address.of(self._host or destination.host, self._port or destination.port)
+
+    def begin(self, destination: Address, first: Buffer) -> tuple[socket, int, float] | None:
+        return self._dialer.begin(self._target(destination), first)
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:
         return await self._dialer.connect(self._target(destination), flow)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import socket
 
 from gateway.core.address import Address
 from gateway.core.contracts import Outbound as Member
 from gateway.core.contracts import Wiring
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import PacketConn, Stream
+from gateway.core.stream import Buffer, PacketConn, Stream
 from gateway.protocol.selector.options import OutboundOptions
 
 
@@ -50,6 +51,10 @@ class Outbound:
 
     def watch(self, changed: Callable[[], None]) -> None:
         self._watchers.append(changed)
+
+    def begin(self, destination: Address, first: Buffer) -> tuple[socket, int, float] | None:
+        begin = getattr(self._member(), "begin", None)
+        return begin(destination, first) if begin is not None else None
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:
         return await self._member().connect(flow, destination)

@@ -41,7 +41,7 @@ def test_sniff_is_asked_once_and_seen_by_what_follows() -> None:
              {"domain": "a.example", "outbound": "late"}, {"protocol": "tls", "outbound": "tls"}]  # fmt: skip
     walk, found = start(rules)
     asked = walk.step()
-    assert asked == SniffRequest(("tls", "http", "dns"), 1.0)
+    assert asked == SniffRequest(frozenset({"tls", "http", "dns"}), 1.0)
     found.protocol, found.domain = "tls", "a.example"
     done = walk.step()
     assert isinstance(done, Decision)
@@ -53,13 +53,13 @@ def test_sniff_is_asked_once_and_seen_by_what_follows() -> None:
 
 
 def test_sniffers_by_network_port_and_option() -> None:
-    assert start([{"action": "sniff"}], network="udp")[0].step() == SniffRequest(("dns", "quic"), 0.3)
+    assert start([{"action": "sniff"}], network="udp")[0].step() == SniffRequest(frozenset({"dns", "quic"}), 0.3)
     assert start([{"action": "sniff", "sniffer": "quic"}])[0].step().outbound == "final"  # type: ignore[union-attr]
     for port in (25, 465, 587, 143, 993, 110, 995):
         assert isinstance(start([{"action": "sniff"}], port=port)[0].step(), Decision)
     walk, _ = start([{"action": "sniff", "sniffer": "tls"}, {"action": "sniff"}])
-    assert walk.step() == SniffRequest(("tls",), 0.3)
-    assert walk.step() == SniffRequest(("http", "dns"), 0.3), "what has failed is not tried again"
+    assert walk.step() == SniffRequest(frozenset({"tls"}), 0.3)
+    assert walk.step() == SniffRequest(frozenset({"http", "dns"}), 0.3), "what has failed is not tried again"
 
 
 def test_learned_names_count_until_something_is_sniffed() -> None:

@@ -176,7 +176,7 @@ def test_sniff_learn_process_and_resolve_reach_the_engine() -> None:
 
     def script(flow: Flow, findings: Findings) -> Iterator[Any]:
         assert findings.learned == ("learned.test",)
-        yield SniffRequest(("tls", "http"), 10.0)
+        yield SniffRequest(frozenset({"tls", "http"}), 10.0)
         yield ResolveRequest("here.test", Resolve())
         seen.append((flow, findings))
         yield Decision("route", "direct", 3, destination=Address("here.test", flow.destination.port))
@@ -200,7 +200,7 @@ def test_a_silent_client_is_waited_for_no_longer_than_needed(timeout: float, cer
     """Than the rule says, and hardly at all where no sniff could change where the flow goes."""
 
     def script(flow: Flow, findings: Findings) -> Iterator[Any]:
-        yield SniffRequest(("tls", "http"), timeout)
+        yield SniffRequest(frozenset({"tls", "http"}), timeout)
         yield Decision("route", "direct", 0)
 
     async def body(house: House) -> None:
