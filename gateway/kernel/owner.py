@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 from gateway.core.address import IP, Address
@@ -45,6 +46,11 @@ PORTS = struct.Struct("!HH")
 MESSAGE = 72
 """Size of struct inet_diag_msg."""
 RECEIVE = 8192
+KNOWN = 1.0
+"""Seconds that an address counts as another host's once it was found to be: what it begins is only passing through. An
+address that becomes ours meanwhile has no owner for so long."""
+FOREIGN = 4096
+"""Addresses of other hosts remembered; at the bound all are forgotten and asked for anew."""
 
 
 class Found(NamedTuple):
@@ -80,6 +86,7 @@ class SocketOwners:
             self._diag.close()
             raise
         self._sequence = 0
+        self._foreign: dict[IP, float] = {}
 
     def close(self) -> None:
         """Any number of times."""
@@ -89,9 +96,18 @@ class SocketOwners:
     def find(self, network: Network, source: Address, destination: Address) -> Process | None:
         """The process behind the socket that sends from ``source`` to ``destination``; None for a forwarded flow, a
         socket that is gone, and a domain name in place of an address."""
-        if source.ip is None or destination.ip is None or type(source.ip) is not type(destination.ip):
+        ip = source.ip
+        if ip is None or destination.ip is None or type(ip) is not type(destination.ip):
+            return None
+        now = monotonic()
+        if self._foreign.get(ip, 0.0) > now:
             return None
         try:
+            if not self._is_local(ip):
+                if len(self._foreign) >= FOREIGN:
+                    self._foreign.clear()
+                self._foreign[ip] = now + KNOWN
+                return None
             found = self._socket(network, source, destination)
         except OSError:
             return None
@@ -120,12 +136,10 @@ class SocketOwners:
             return None
         if found.source == source.ip and not (network == "tcp" and found.state == TCP_LISTEN):
             return found
-        # A socket bound to the wildcard also answers for the source of a flow that is only passing through.
-        if network == "udp" and found.source.is_unspecified and self._is_local(source.ip):
-            return found
-        return None
+        return found if network == "udp" and found.source.is_unspecified else None
 
     def _is_local(self, ip: IP) -> bool:
+        """Whether ``ip`` is an address of this host. Raises OSError."""
         family = socket.AF_INET if isinstance(ip, IPv4Address) else socket.AF_INET6
         body = struct.pack("=BBBBBBBBI", family, len(ip.packed) * 8, 0, 0, 0, 0, 0, 0, 0)
         body += struct.pack("=HH", 4 + len(ip.packed), RTA_DST) + ip.packed

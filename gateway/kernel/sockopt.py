@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from gateway.core.address import IP, Address
 
@@ -19,6 +20,17 @@ SO_ORIGINAL_DST = 80
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_BIND_ADDRESS_NO_PORT = 24
+
+_INET, _INET6, _STREAM = int(socket.AF_INET), int(socket.AF_INET6), int(socket.SOCK_STREAM)
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """The next connection as a non-blocking socket, and who began it, as ``socket.accept`` does in three times the time
+    (it asks the listener's family and kind through enumerations). Raises OSError, BlockingIOError."""
+    fd, name = listener._accept()  # type: ignore[attr-defined]
+    sock = socket.socket(_INET6 if len(name) == 4 else _INET, _STREAM, 0, fd)
+    sock.setblocking(False)
+    return sock, name
 
 
 def family_of(ip: IP) -> socket.AddressFamily:

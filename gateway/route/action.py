@@ -6,6 +6,7 @@ and let it go on.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -51,17 +52,21 @@ class HijackDNS(Options):
     pass
 
 
+@lru_cache
+def _protocols(wanted: tuple[str, ...], network: str) -> frozenset[str]:
+    known = BUILT_SNIFFERS.intersection(STREAM_SNIFFERS if network == "tcp" else PACKET_SNIFFERS)
+    return known.intersection(wanted) if wanted else known
+
+
 class Sniff(Options):
     """``sniffer`` empty: all. ``timeout`` in seconds."""
 
     sniffer: str | list[str] = msgspec.field(default_factory=list)
     timeout: Duration = Duration(0.3)
 
-    def protocols(self, network: str) -> tuple[str, ...]:
-        """Protocols that this action would try on ``network``, in order; what is not built yet is left out."""
-        wanted = [self.sniffer] if isinstance(self.sniffer, str) else self.sniffer
-        order = STREAM_SNIFFERS if network == "tcp" else PACKET_SNIFFERS
-        return tuple(one for one in order if one in BUILT_SNIFFERS and (not wanted or one in wanted))
+    def protocols(self, network: str) -> frozenset[str]:
+        """Protocols that this action would try on ``network``; what is not built yet is left out."""
+        return _protocols((self.sniffer,) if isinstance(self.sniffer, str) else tuple(self.sniffer), network)
 
 
 class Resolve(Options):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from gateway.core.address import Address
 from gateway.core.flow import Findings, Flow
-from gateway.route.action import SERVER_FIRST, HijackDNS, Overrides, Reject, Resolve, Route, RouteOptions, Sniff
+from gateway.route.action import SERVER_FIRST, Action, HijackDNS, Overrides, Reject, Resolve, Route, RouteOptions, Sniff
 from gateway.route.match import Rule, Sets, Subject, matches, point
 from gateway.route.options import RouteRule
 
@@ -39,7 +40,7 @@ Request = SniffRequest | ResolveRequest
 @dataclass(frozen=True, slots=True)
 class Decision:
     """``outbound`` is a tag where ``action`` is route. ``rule`` is the index in ``route.rules``, -1 for ``final``.
-    ``destination`` differs from the flow's where a rule overrode it. ``method``: of a reject, default or drop."""
+    ``destination`` is set where a rule overrode the flow's. ``method``: of a reject, default or drop."""
 
     action: Literal["route", "reject", "hijack-dns"]
     outbound: str = ""
@@ -52,6 +53,11 @@ class Decision:
     udp_disable_domain_unmapping: bool = False
 
 
+# Frozen, so those without anything of their flow are shared.
+_decision = lru_cache(1024)(Decision)
+_NONE: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
 class Trace:
     """What a walk did: (rule index, whether it held, what it did), in order."""
@@ -62,36 +68,38 @@ class Trace:
 class Walk:
     """One flow's way through the rules."""
 
-    __slots__ = ("_domain", "_findings", "_flow", "_index", "_options", "_rules", "_subject", "_trace", "_tried",
-                 "destination", "final")  # fmt: skip
+    __slots__ = ("_domain", "_engine", "_findings", "_flow", "_index", "_options", "_subject", "_trace", "_tried",
+                 "destination")  # fmt: skip
 
-    def __init__(
-        self, rules: Sequence[RouteRule], final: str, flow: Flow, findings: Findings, sets: Sets,
-        trace: Trace | None = None,
-    ) -> None:  # fmt: skip
-        self._rules, self.final, self._flow, self._findings, self._trace = rules, final, flow, findings, trace
-        self._subject = Subject.of(flow, findings, sets)
+    def __init__(self, engine: Engine, flow: Flow, findings: Findings, trace: Trace | None = None) -> None:
+        self._engine, self._flow, self._findings, self._trace = engine, flow, findings, trace
+        self._subject = Subject.of(flow, findings, engine.sets)
         self._index = 0
-        self._tried: frozenset[str] = frozenset()
-        self._domain = flow.destination.domain or ""
-        self._options: dict[str, float | bool] = {}
+        self._tried = _NONE
         self.destination = flow.destination
+        self._domain = flow.destination.domain or ""
+        self._options: dict[str, float | bool] | None = None
 
     def step(self) -> Request | Decision:
         """On to the next thing that needs I/O, or to the end. Raises KeyError for a rule set that does not exist."""
-        self._subject.learn(self._domain, self._findings)
-        while self._index < len(self._rules):
-            index, rule = self._index, self._rules[self._index]
+        engine, subject, trace = self._engine, self._subject, self._trace
+        rules = engine.rules
+        if self._index:
+            subject.learn(self._domain, self._findings)
+        while self._index < len(rules):
+            index = self._index
+            match, action, _ = rules[index]
             self._index += 1
-            held = matches(rule.match, self._subject)
-            if self._trace is not None:
-                self._trace.steps.append((index, held, type(rule.action).__name__))
-            if held and (done := self._act(index, rule)) is not None:
+            if match.named and not subject.name and trace is None:
+                continue
+            held = matches(match, subject)
+            if trace is not None:
+                trace.steps.append((index, held, type(action).__name__))
+            if held and (done := self._act(index, action)) is not None:
                 return done
-        return self._decide("route", -1, outbound=self.final)
+        return self._decide("route", -1, outbound=engine.final)
 
-    def _act(self, index: int, rule: RouteRule) -> Request | Decision | None:
-        action = rule.action
+    def _act(self, index: int, action: Action) -> Request | Decision | None:
         if isinstance(action, Overrides):
             self._override(action)
         match action:
@@ -110,7 +118,7 @@ class Walk:
     def _sniff(self, action: Sniff) -> SniffRequest | None:
         if self.destination.port in SERVER_FIRST or self._findings.protocol:
             return None
-        wanted = frozenset(action.protocols(self._flow.network)) - self._tried
+        wanted = action.protocols(self._flow.network) - self._tried
         if not wanted:
             return None
         self._tried |= wanted
@@ -127,22 +135,28 @@ class Walk:
                 self._domain = self.destination.domain or ""
                 self._findings.addresses = ()
                 self._subject.learn(self._domain, self._findings)
+        options = {} if self._options is None else self._options
         if isinstance(action, RouteOptions) and action.udp_timeout:
-            self._options["udp_timeout"] = float(action.udp_timeout)
+            options["udp_timeout"] = float(action.udp_timeout)
         if action.udp_connect:
-            self._options["udp_connect"] = True
+            options["udp_connect"] = True
         if action.udp_disable_domain_unmapping:
-            self._options["udp_disable_domain_unmapping"] = True
+            options["udp_disable_domain_unmapping"] = True
+        self._options = options or None
 
     def _decide(
         self, action: Literal["route", "reject", "hijack-dns"], rule: int, *, outbound: str = "",
         method: Literal["default", "drop"] = "default", no_drop: bool = False,
     ) -> Decision:  # fmt: skip
+        options, destination = self._options, self.destination
+        if options is None and destination is self._flow.destination:
+            return _decision(action, outbound, rule, method, no_drop)
+        options = options or {}
         return Decision(
-            action, outbound, rule, method, no_drop, self.destination,
-            udp_timeout=float(self._options.get("udp_timeout", 0.0)),
-            udp_connect=bool(self._options.get("udp_connect", False)),
-            udp_disable_domain_unmapping=bool(self._options.get("udp_disable_domain_unmapping", False)),
+            action, outbound, rule, method, no_drop, destination,
+            udp_timeout=float(options.get("udp_timeout", 0.0)),
+            udp_connect=bool(options.get("udp_connect", False)),
+            udp_disable_domain_unmapping=bool(options.get("udp_disable_domain_unmapping", False)),
         )  # fmt: skip
 
 
@@ -160,7 +174,7 @@ class Engine:
         self.sets: Sets = sets or {}
 
     def start(self, flow: Flow, findings: Findings, trace: Trace | None = None) -> Walk:
-        return Walk(self.rules, self.final, flow, findings, self.sets, trace)
+        return Walk(self, flow, findings, trace)
 
     def decide(self, flow: Flow, findings: Findings) -> Decision:
         """As if every sniff and resolve had already filled ``findings``: what is in there now is all there is."""

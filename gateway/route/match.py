@@ -13,12 +13,14 @@ they fill ``query_type``, and set ``ignore_addresses`` where the answer is not k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from gateway.core.address import IP
 from gateway.core.flow import Findings, Flow, Process
 from gateway.route.item.base import Group, Item
 from gateway.route.item.ipset import Point
+from gateway.route.item.names import NameItem
 
 Sets = Mapping[str, Sequence["Rule"]]
 """Rule set tag to its rules."""
@@ -28,6 +30,7 @@ GROUPS: dict[Group, int] = {"source": 1, "source_port": 2, "destination": 4, "po
 """Groups in order of testing, each with its bit."""
 
 
+@lru_cache(4096)
 def point(ip: IP) -> Point:
     return (ip.version, int(ip))
 
@@ -35,24 +38,21 @@ def point(ip: IP) -> Point:
 class Subject:
     """What rules ask about, and the matcher's own notes while it walks one rule."""
 
-    __slots__ = (
-        "accept_empty", "addresses", "auth_user", "client", "destination", "ignore_addresses", "inbound",
-        "ip_version", "match_source", "matched", "name", "network", "port", "process", "protocol", "query_type",
-        "sets", "source", "source_port", "tested",
-    )  # fmt: skip
+    # Defaults stand in the class: a flow sets less than half of them, and making this is a cost of every flow.
+    inbound = network = auth_user = protocol = client = name = ""
+    source: Point | None = None
+    destination: Point | None = None
+    addresses: tuple[Point, ...] = ()
+    source_port = port = ip_version = 0
+    process: Process | None = None
+    query_type = -1
+    ignore_addresses = False
+    """DNS: the answer is not known yet, so address items count as matched."""
+    match_source = accept_empty = tested = False
+    matched = 0
 
     def __init__(self, sets: Sets | None = None) -> None:
         self.sets: Sets = sets or {}
-        self.inbound = self.network = self.auth_user = self.protocol = self.client = self.name = ""
-        self.source: Point | None = None
-        self.destination: Point | None = None
-        self.addresses: tuple[Point, ...] = ()
-        self.source_port = self.port = self.ip_version = 0
-        self.process: Process | None = None
-        self.query_type = -1
-        self.ignore_addresses = False
-        """DNS: the answer is not known yet, so address items count as matched."""
-        self.reset()
 
     def reset(self) -> None:
         """Before each top-level rule and before each child of a logical rule. ``matched`` has a bit of ``GROUPS`` for
@@ -65,22 +65,29 @@ class Subject:
         self = cls(sets)
         self.inbound, self.network, self.auth_user = flow.inbound, flow.network, flow.user
         self.process = flow.process
-        if flow.source.ip is not None:
-            self.source = point(flow.source.ip)
-        self.source_port, self.port = flow.source.port, flow.destination.port
-        host = flow.destination.host
+        origin, self.source_port = flow.source
+        host, self.port = flow.destination
+        if not isinstance(origin, str):
+            self.source = point(origin)
         if not isinstance(host, str):
             self.destination = point(host)
-            self.ip_version = host.version
-        self.learn(flow.destination.domain or "", findings)
+            self.ip_version = self.destination[0]
+            self.learn("", findings)
+        else:
+            self.learn(host, findings)
         return self
 
     def learn(self, domain: str, findings: Findings) -> None:
         """Take over what was found out. A flow's name is the destination's own (``domain``), else the sniffed one, else
         the learned one that this client resolved last."""
         self.protocol, self.client = findings.protocol, findings.client
-        self.name = (domain or findings.domain or (findings.learned[0] if findings.learned else "")).lower()
-        self.addresses = tuple(point(ip) for ip in findings.addresses)
+        name = domain or findings.domain or (findings.learned[0] if findings.learned else "")
+        if name:
+            self.name = name.lower()
+        elif self.name:
+            self.name = ""
+        if findings.addresses or self.addresses:
+            self.addresses = tuple(point(ip) for ip in findings.addresses)
 
 
 class Default:
@@ -94,6 +101,7 @@ class Default:
         "invert",
         "items",
         "match_source",
+        "named",
         "plain",
         "rule_set",
         "tests",
@@ -122,6 +130,12 @@ class Default:
             tuple(item.match for item in members) for _, members in reversed(self.groups)
         )
         self.all_bits = sum(bit for bit, _ in self.bits)
+        self.named = (
+            not invert
+            and not rule_set
+            and any(all(isinstance(item, NameItem) for item in members) for _, members in self.groups)
+        )
+        """It cannot hold for a flow without a name."""
 
     def match(self, subject: Subject) -> bool:
         """Leaves its marks in the subject, as an inner rule of a rule set must. Raises KeyError for an unknown set."""
@@ -173,6 +187,7 @@ class Logical:
     """``and`` or ``or`` of rules; never empty."""
 
     __slots__ = ("invert", "mode", "rules")
+    named = False
 
     def __init__(self, mode: Literal["and", "or"], rules: Sequence[Rule], *, invert: bool = False) -> None:
         self.mode = mode

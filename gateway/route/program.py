@@ -67,7 +67,9 @@ def build(
         elif isinstance(action, HijackDNS):
             steps.append((condition, End("hijack-dns", dst)))
         elif isinstance(action, Sniff):
-            steps.append((condition, Look((action.protocols("tcp"), action.protocols("udp")))))
+            steps.append(
+                (condition, Look((tuple(sorted(action.protocols("tcp"))), tuple(sorted(action.protocols("udp"))))))
+            )
         else:
             assert isinstance(action, Overrides | Resolve)  # neither changes what a flow to an address meets
     steps.append((True, End(_outcome(final, kinds))))

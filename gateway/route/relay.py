@@ -129,7 +129,7 @@ class Side:
                     return
                 continue
             try:
-                count = self._move()
+                count = self._move(socket.MSG_MORE if ending else 0)
             except (BlockingIOError, InterruptedError):
                 break
             if count == 0:
@@ -139,7 +139,8 @@ class Side:
                 return
             elif count < self.want >> 1 and not ending:
                 break
-        self._flowing()
+        if self.mask != _READ or self.stalled:
+            self._flowing()
 
     def _flowing(self) -> None:
         peer = self.peer
@@ -158,39 +159,42 @@ class Side:
         self.watch(self.mask & OUT if self.mask > 0 else 0)
         peer.watch(peer.mask | OUT if peer.mask > 0 else OUT)
 
-    def _move(self) -> int:
-        """Read once and pass it on; the count, 0 at the end of stream."""
-        most = min(self.want, self.relay.pipes.most)
+    def _move(self, flags: int) -> int:
+        """Read once and pass it on; the count, 0 at the end of stream. ``flags``: MSG_MORE where that end is near, so
+        that it goes with the last bytes in one segment."""
+        want = most = self.want
+        if self.relay.pipes.stalled:
+            most = min(want, self.relay.pipes.most)
         if most >= HOT and self.layer is None and self.peer.layer is None:
             count = self._splice(most)
         else:
-            count = self._copy(min(most, HOT))
-        if count >= self.want >> 1:
-            self.want = min(self.want << 1, 1 << 20)
+            count = self._copy(most if most < HOT else HOT, flags)
+        if count >= want >> 1:
+            self.want = min(want << 1, 1 << 20)
         elif count < FIRST >> 3:
             self.want = FIRST
         return count
 
-    def _copy(self, most: int) -> int:
+    def _copy(self, most: int, flags: int = 0) -> int:
         count = self.sock.recv_into(_BUFFER, most)
         if count:
             data: Buffer = _VIEW[:count]
             if self.layer is not None:
                 data = self.layer.decode(data)
-            if len(data):
-                self.moved += len(data)
-                self.peer.put(data)
+                if not len(data):
+                    return count
+            self.moved += len(data)
+            peer = self.peer
+            peer.send(data if peer.layer is None else peer.layer.encode(data), flags)
         return count
 
     def put(self, data: Buffer) -> None:
         """Plain bytes to this socket; the rest is kept."""
-        if self.layer is not None:
-            data = self.layer.encode(data)
-        self.send(data)
+        self.send(data if self.layer is None else self.layer.encode(data))
 
-    def send(self, data: Buffer) -> None:
+    def send(self, data: Buffer, flags: int = 0) -> None:
         try:
-            sent = self.sock.send(data)
+            sent = self.sock.send(data, flags)
         except (BlockingIOError, InterruptedError):
             sent = 0
         if sent < len(data):
@@ -258,13 +262,14 @@ class Side:
         return True
 
     def close(self, hard: bool) -> None:
-        self.fd = -1
+        fd, self.fd = self.fd, -1
         if self.stalled:
             self.stalled = False
             self.relay.pipes.stalled -= 1
-        self._return_pipe()
+        if self.pipe is not None:
+            self._return_pipe()
         self.out = b""
-        self.relay.edge.forget(self.sock.fileno())
+        self.relay.edge.forget(fd)
         if hard:
             reset(self.sock)
         else:

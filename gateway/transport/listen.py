@@ -21,7 +21,7 @@ from gateway.core.contracts import Edge, Wiring
 from gateway.core.stream import Buffer, Receiver
 from gateway.kernel.edge import IN
 from gateway.kernel.mark import BYTE
-from gateway.kernel.sockopt import address_of, set_mark
+from gateway.kernel.sockopt import accept, address_of, set_mark
 from gateway.transport.tcp import SocketStream
 from gateway.transport.udp import NAMES, Port, SockAddr, open_socket, transmit
 
@@ -145,7 +145,7 @@ class Acceptor:
             if self._stopped:
                 return
             try:
-                sock, name = self.sock.accept()
+                sock, name = accept(self.sock)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -154,7 +154,6 @@ class Acceptor:
                     self._pause()
                     return
                 continue  # the client was gone before we came
-            sock.setblocking(False)
             self._accepted(sock, name)
 
     def _pause(self) -> None:

@@ -11,6 +11,8 @@ _METHOD = 24
 _LINE = 8192
 _TOKEN = re.compile(rb"[A-Z][A-Z_-]*")
 _FIRST = re.compile(rb"([A-Z][A-Z_-]*) (\S+) HTTP/([12])\.[0-9]\r?")
+_HOST = re.compile(rb"(?:[^\r\n:]+:[^\n]*\n)*?[Hh][Oo][Ss][Tt]:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
+_PORT = re.compile(rb":[0-9]*$")
 _URL = re.compile(rb"[Hh][Tt][Tt][Pp]s?://(?:[^/?#@]*@)?([^/?#]*)")
 
 
@@ -32,7 +34,9 @@ def sniff(data: bytes) -> Sniffed | More | None:
         return Sniffed("http", _host(url[1]))
     if first[1] == b"CONNECT":
         return Sniffed("http", _host(target))
-    return _field(data, end + 1)
+    # The ordinary case at once; what is cut short or no header goes the long way.
+    host = _HOST.match(data, end + 1)
+    return Sniffed("http", _host(host[1])) if host else _field(data, end + 1)
 
 
 def _field(data: bytes, pos: int) -> Sniffed | More | None:
@@ -52,4 +56,4 @@ def _field(data: bytes, pos: int) -> Sniffed | More | None:
 
 
 def _host(authority: bytes) -> str:
-    return domain_of(authority.rsplit(b":", 1)[0] if re.search(rb":[0-9]*$", authority) else authority)
+    return domain_of(_PORT.sub(b"", authority))

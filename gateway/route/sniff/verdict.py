@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
@@ -32,8 +33,13 @@ def domain_of(name: bytes) -> str:
     text = name.decode("ascii", "replace").lower().removesuffix(".")
     if len(text) > 253 or not _NAME.fullmatch(text):
         return ""
+    return "" if text[-1].isdigit() and _is_address(text) else text
+
+
+@lru_cache(1024)
+def _is_address(text: str) -> bool:
     try:
         ip_address(text)
     except ValueError:
-        return text
-    return ""
+        return False
+    return True

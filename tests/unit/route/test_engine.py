@@ -87,9 +87,7 @@ def test_resolve() -> None:
 
 def test_reject_hijack_and_options() -> None:
     assert decide([{"action": "reject", "method": "drop"}]).method == "drop"
-    assert decide([{"action": "reject", "no_drop": True}]) == Decision(
-        "reject", "", 0, "default", True, Address.of("203.0.113.1", 443)
-    )
+    assert decide([{"action": "reject", "no_drop": True}]) == Decision("reject", "", 0, "default", True)
     assert decide([{"action": "hijack-dns"}]).action == "hijack-dns"
     done = decide([{"action": "route-options", "udp_timeout": "10s", "udp_connect": True}, {"outbound": "a"}])
     assert (done.outbound, done.udp_timeout, done.udp_connect) == ("a", 10.0, True)
