@@ -114,13 +114,14 @@ class Rig:
     def offload(self, on: bool) -> None:
         """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire.
 
-        GRO stays off, as a veth is born: turned on it would change how packets are scheduled.
+        Without them packets have the size of the wire's, as between network cards, and are merged as those merge what
+        they receive (GRO). A veth is born without that, since nothing that it is given needs merging.
         """
-        word = "on" if on else "off"
+        word, merge = ("on", "off") if on else ("off", "on")
         ethtool = str(peers.path("ethtool"))
         for host in (self.client, self.server, *(router.host for router in self.routers.values())):
             for name in interfaces(host.plan.name, list(self.routers)):
-                host.run([ethtool, "-K", name, "tso", word, "gso", word], check=True)
+                host.run([ethtool, "-K", name, "tso", word, "gso", word, "gro", merge], check=True)
 
     def forget(self) -> None:
         """Connections that the routers track from earlier runs."""
