@@ -327,8 +327,11 @@ class SocketRelay:
     def finish(self, error: BaseException | None) -> None:
         done, self._done = self._done, None
         if done is not None:
-            self.client.close(error is not None)
-            self.remote.close(error is not None)
+            client, remote = self.client, self.remote
+            client.close(error is not None)
+            remote.close(error is not None)
+            # Without its cycles a flow is gone at once, and the garbage collector has nothing to look for.
+            del client.peer, client.relay, remote.peer, remote.relay
             done(error)
 
     def abort(self, error: BaseException) -> None:

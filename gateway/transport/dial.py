@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -30,6 +31,9 @@ KEEP_ALIVE, KEEP_ALIVE_INTERVAL = 600, 75
 """Seconds, sing-box's defaults."""
 ATTEMPTS = 16
 """Addresses of one name that are tried."""
+
+text = lru_cache(4096)(str)
+"""Of an address: the same few servers come again."""
 
 _PENDING = {errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN, errno.EINTR}
 _NOWHERE = Address(IPv4Address(0), 0)
@@ -66,7 +70,7 @@ class Dialer:
                 if first and not options.tcp_multi_path:
                     # The handshake's last segment then waits for the first bytes and goes with them.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-                error = sock.connect_ex((str(ip), address.port))
+                error = sock.connect_ex((text(ip), address.port))
                 if error and error not in _PENDING:
                     raise OSError(error, os.strerror(error))
                 sent = -1
@@ -138,7 +142,7 @@ class Dialer:
         """A socket that connects, and 0 where it is connected already (near peers answer inside the call)."""
         sock = self._stream_socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
         try:
-            name = (str(ip), port)
+            name = (text(ip), port)
             error = sock.connect_ex(name)
             if error == errno.EINPROGRESS:
                 error = sock.connect_ex(name)
