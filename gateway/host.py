@@ -49,9 +49,10 @@ class Host:
         await self.netlink.__aenter__()
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
+        # dnsmasq before any address: whoever is online has names too, whenever we are killed.
+        await self.lans.start()
         await self.uplinks.start()
         self._monitoring = asyncio.create_task(self.monitor.run(), name="monitor")
-        await self.lans.start()
 
     async def reload(self, options: GatewayOptions) -> None:
         """Apply what differs. Raises KernelError; what stood before goes on."""

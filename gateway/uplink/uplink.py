@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gateway.core.address import IP
 from gateway.core.errors import KernelError
@@ -203,6 +204,8 @@ class Uplink:
         if not self.options.external:
             await self._prepare(link)
             self._drive(link)
+            # Names first: killed in between, we leave a LAN that is not online yet, not one that is without names.
+            self._publish(replace(self.snapshot, **self._names()))
             await self._apply()
         await self._look(link)
 
@@ -270,7 +273,6 @@ class Uplink:
     async def _look(self, link: Link) -> None:
         addresses = await self._netlink.addresses(self.interface)
         defaults = [r for r in await self._netlink.routes(self.interface) if not r.destination.prefixlen]
-        servers, search = plan.dns(self.options, self._lease, self._own)
         waiting = self.options.dhcp4 is not None and self._lease is None
         problem = "no carrier" if not link.ready else "no lease yet" if waiting else ""
         self._publish(
@@ -278,9 +280,13 @@ class Uplink:
                 self.interface, self.options.cost, link.ready, self._lease,
                 tuple(f"{a.ip}/{a.prefix}" for a in addresses if not a.ip.is_link_local),
                 tuple(r.gateway for r in defaults if r.gateway is not None and r.table == diff.MAIN),
-                servers, search, problem,
+                **self._names(), problem=problem,
             )
         )  # fmt: skip
+
+    def _names(self) -> dict[str, Any]:
+        servers, search = plan.dns(self.options, self._lease, self._own)
+        return {"dns": servers, "search": search}
 
     def _publish(self, snapshot: Snapshot) -> None:
         if snapshot == self.snapshot:

@@ -112,7 +112,9 @@ class Uplinks:
 
     def _find(self, interface: str) -> Snapshot | None:
         if interface in ("", "auto"):
-            return self.elected
+            # Before the first is ready: what is known already, see Uplink.
+            known = (one for one in self.snapshots if one.dns)
+            return self.elected or min(known, key=lambda one: one.cost, default=None)
         return self._uplinks[interface].snapshot if interface in self._uplinks else None
 
     def _tell(self) -> None:

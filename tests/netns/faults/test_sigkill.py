@@ -124,9 +124,8 @@ def test_the_lan_is_online_whenever_the_gateway_is_killed(seed: int) -> None:
             killer.ready()
             stage.wan4 = poll(stage.lease, "no lease")
             with Probes(stage) as probes:
-                # Who was never online cannot stay it: the first lease gives the name servers too.
-                for kind in KINDS:
-                    poll(lambda kind=kind: probes.last(kind), f"{kind}: never answered")
+                # Who was never online cannot stay it; with the first lease there are names at once.
+                poll(lambda: probes.last("tcp4"), "never online")
                 assert stage.gateway is not None
                 stage.gateway.stop()
                 for number, phase in enumerate(phases):
