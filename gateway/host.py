@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from gateway.core.errors import KernelError
 from gateway.kernel import journal, mark
 from gateway.kernel.journal import Journal
 from gateway.kernel.netlink.monitor import Monitor
@@ -24,6 +27,8 @@ from gateway.options import GatewayOptions
 from gateway.uplink.dnsmasq.daemon import undo as undo_process
 from gateway.uplink.lan import Lans
 from gateway.uplink.uplinks import Uplinks
+
+log = logging.getLogger(__name__)
 
 
 class Host:
@@ -40,6 +45,7 @@ class Host:
             options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
         )  # fmt: skip
         self._monitoring: asyncio.Task[None] | None = None
+        self._narrow: list[str] = []
 
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
@@ -49,6 +55,7 @@ class Host:
         await self.netlink.__aenter__()
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
+        self.monitor.watch(self._clamp)
         # dnsmasq before any address: whoever is online has names too, whenever we are killed.
         await self.lans.start()
         await self.uplinks.start()
@@ -58,11 +65,27 @@ class Host:
         """Apply what differs. Raises KernelError; what stood before goes on."""
         self._base(options)
         self.options = options
+        self._clamp()
         await self.uplinks.reload(options.uplinks)
         await self.lans.reload(options.lans)
 
+    def _clamp(self, changed: Collection[str] = ()) -> None:
+        """TCP's segment size is clamped on uplinks alone that carry less than some LAN: it costs a connection a
+        twentieth of what forwarding it costs."""
+        links, lans, wans = self.monitor.links, self.options.lans, [one.interface for one in self.options.uplinks]
+        widest = max((links[lan.interface].mtu for lan in lans if lan.interface in links), default=0)
+        unknown = any(lan.interface not in links for lan in lans)
+        narrow = [name for name in wans if unknown or name not in links or links[name].mtu < widest]
+        if narrow != self._narrow:
+            try:
+                base.clamp(Library(), narrow)
+                self._narrow = narrow
+            except KernelError as error:
+                log.warning("segment size: %s", error)
+
     async def stop(self) -> None:
         """End our part; the plain router stands."""
+        self.monitor.unwatch(self._clamp)
         await self.lans.stop()
         await self.uplinks.stop()
         if self._monitoring is not None:
@@ -104,6 +127,7 @@ class Host:
         if options.fail == "hold":
             self.journal.record({"kind": "process", "op": "kill", "argument": self.keeper})
         base.apply(Library(), base_plan(options))
+        self._narrow = [one.interface for one in options.uplinks]
 
 
 def base_plan(options: GatewayOptions) -> Base:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.library import Library, folder
-from gateway.kernel.nft.render import base
+from gateway.kernel.nft.render import base, narrow
 from gateway.kernel.plan import Base
 
 TABLE = "gateway_base"
@@ -18,6 +19,12 @@ def apply(library: Library, plan: Base) -> None:
     """Replace the table in one transaction. Raises KernelError; the old table then stands."""
     text, guard = ((folder() / name).read_text() for name in ("base.nft", "guard.nft"))
     library.run(base(plan, text, guard))
+
+
+def clamp(library: Library, wans: Iterable[str]) -> None:
+    """TCP's segment size needs clamping on ``wans`` and nowhere else. (After ``apply``: on every uplink.) Raises
+    KernelError."""
+    library.run("\n".join(narrow(wans)) + "\n")
 
 
 def undo(step: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ def base(plan: Base, text: str, guard: str) -> str:
     if plan.fail != "open":
         lines.append(guard)
     lines += _elements("wans", [quote(name) for name in plan.wans])
+    lines += narrow(plan.wans)
     lines += _elements("lans", [quote(name) for name in plan.lans])
     lines += _elements("open_tcp", map(str, plan.open_tcp))
     lines += _elements("open_udp", map(str, plan.open_udp))
@@ -23,6 +24,11 @@ def base(plan: Base, text: str, guard: str) -> str:
         lines.append("flush chain inet gateway_base wan_input")
         lines.append("flush chain inet gateway_base wan_forward")
     return "\n".join(lines) + "\n"
+
+
+def narrow(wans: Iterable[str]) -> list[str]:
+    """Commands after which TCP's segment size is clamped on ``wans`` and nowhere else."""
+    return ["flush set inet gateway_base narrow", *_elements("narrow", [quote(name) for name in wans])]
 
 
 def _elements(name: str, values: Iterable[str]) -> list[str]:

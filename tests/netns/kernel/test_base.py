@@ -96,10 +96,13 @@ def house() -> Iterator[House]:
         yield House(lab)
 
 
+@pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_segments_fit_a_narrow_uplink(house: House, family: int) -> None:
+def test_segments_fit_a_narrow_uplink(house: House, family: int, narrow: bool) -> None:
     """Both ends are told: SYN and SYN-ACK are clamped (PPPoE, where path MTU discovery fails)."""
     house.load()
+    if not narrow:
+        house.router.call(lambda: base.clamp(Library(), ["isp2"]))
     house.router.run(["ip", "link", "set", "isp1", "mtu", "1400"], check=True)
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     try:
@@ -111,6 +114,9 @@ def test_segments_fit_a_narrow_uplink(house: House, family: int) -> None:
             client.connect((host("isp1", family), 7777))
             with closing(server.accept()[0]) as flow:
                 stamps = 12  # TCP_MAXSEG leaves the timestamp option out
+                if not narrow:
+                    assert flow.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 1400
+                    return
                 for end in (client, flow):
                     assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1400 - (40 if family == 4 else 60)
                     assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) >= 1400 - 60 - stamps
