@@ -101,13 +101,15 @@ class StaticOptions(Options):
 
 class UplinkOptions(Options):
     """One way out. ``dhcp4`` and ``static`` may stand together (IPv4 by DHCP, IPv6 static); ``external``: somebody
-    else configures the interface, we only look. The uplink with the lowest ``priority`` that works is elected;
+    else configures the interface, we only look, and with ``inform`` ask the network's DHCP server for name servers
+    (IPv4). The uplink with the lowest ``priority`` that works is elected;
     ``metric`` of its routes, 0 = 100 x priority. ``mtu`` 0 = as it is."""
 
     interface: str
     dhcp4: Dhcp4Options | None = None
     static: StaticOptions | None = None
     external: bool = False
+    inform: bool = True
     priority: int = 10
     metric: int = 0
     mtu: int = 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from gateway.core.address import IP
 from gateway.kernel.netlink.diff import DHCP, Address, Route
-from gateway.uplink.dhcp4.lease import Lease
+from gateway.uplink.dhcp4.inform import Names
+from gateway.uplink.dhcp4.lease import Lease, usable
 from gateway.uplink.options import StaticOptions, UplinkOptions
 
 IP6_MIN_MTU = 1280
@@ -72,8 +74,11 @@ def mtu(options: UplinkOptions, lease: Lease | None) -> int:
     return max(wanted, IP6_MIN_MTU) if wanted and six else wanted
 
 
-def dns(options: UplinkOptions, lease: Lease | None, own: frozenset[IP]) -> tuple[tuple[IP, ...], tuple[str, ...]]:
-    """Name servers and search list: the static ones first. Servers that are ourselves would be a loop."""
+def dns(
+    options: UplinkOptions, lease: Lease | None, own: frozenset[IP], informed: Names | None = None
+) -> tuple[tuple[IP, ...], tuple[str, ...]]:
+    """Name servers and search list: the static ones first, ``informed`` where there is nothing else. Servers that are
+    ourselves would be a loop."""
     servers: list[IP] = []
     search: list[str] = []
     if options.static is not None:
@@ -82,8 +87,17 @@ def dns(options: UplinkOptions, lease: Lease | None, own: frozenset[IP]) -> tupl
     if lease is not None and options.dhcp4 is not None and options.dhcp4.use_dns:
         servers += lease.dns
         search += lease.suffixes
-    mine = own | ({lease.address} if lease is not None else set())
+    if informed is not None and not servers:
+        servers += informed.dns
+        search += informed.search
+    mine = own | {known.address for known in (lease, informed) if known is not None}
     return tuple(dict.fromkeys(ip for ip in servers if ip not in mine)), tuple(dict.fromkeys(search))
+
+
+def asking(addresses: Iterable[Address]) -> IPv4Address | None:
+    """The address that DHCPINFORM asks for: the interface's first of IPv4."""
+    fit = (one.ip for one in addresses if isinstance(one.ip, IPv4Address))
+    return next((ip for ip in fit if usable(ip) and not ip.is_link_local), None)
 
 
 def client_id(mode: str, hardware: bytes, interface: str, duid: bytes) -> bytes:

@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from gateway.kernel.netlink.reconciler import Netlink
 from gateway.uplink import plan
 from gateway.uplink.clock import boottime
 from gateway.uplink.dhcp4.client import Client
+from gateway.uplink.dhcp4.enquirer import Enquirer
+from gateway.uplink.dhcp4.inform import Here, Names
 from gateway.uplink.dhcp4.lease import Lease
 from gateway.uplink.dhcp4.machine import Config
 from gateway.uplink.options import UplinkOptions
@@ -93,6 +96,8 @@ class Uplink:
         self._own = own
         self._client: Client | None = None
         self._lease: Lease | None = None
+        self._enquirer: Enquirer | None = None
+        self._informed: Names | None = None
         self._decided = False
         self._prepared = 0
         self._flaps = 0
@@ -120,6 +125,9 @@ class Uplink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        if self._enquirer is not None:
+            self._enquirer.close()
+            self._enquirer = None
         client, self._client = self._client, None
         if client is None:
             return
@@ -141,9 +149,11 @@ class Uplink:
         standing meanwhile."""
         if options == self.options:
             return
-        restart = options.dhcp4 != self.options.dhcp4 or options.external != self.options.external
+        old = self.options
+        restart = (options.dhcp4, options.external, options.inform) != (old.dhcp4, old.external, old.inform)
         if restart:
             await self.stop()
+            self._informed = None
             self._decided = options.dhcp4 is None
             self._lease = None
         self.options = options
@@ -169,6 +179,13 @@ class Uplink:
         elif self._lease is None or lease.address != self._lease.address:
             log.info("%s: lease %s/%d from %s, %s", self.interface, lease.address, lease.prefix, lease.server, reason)
         self._lease, self._decided = lease, True
+        self._dirty.set()
+
+    def _heard(self, names: Names | None) -> None:
+        if names is not None and names != self._informed:
+            servers = ", ".join(map(str, names.dns)) or "none"
+            log.info("%s: name servers by DHCPINFORM from %s: %s", self.interface, names.server, servers)
+        self._informed = names
         self._dirty.set()
 
     async def _run(self) -> None:
@@ -199,6 +216,8 @@ class Uplink:
             self._prepared = 0
             if self._client is not None:
                 self._client.link_down()
+            if self._enquirer is not None:
+                self._enquirer.here(Here(None, False))
             self._publish(Snapshot(self.interface, self.options.cost, lease=self._lease, problem="interface is absent"))
             return
         if not self.options.external:
@@ -274,6 +293,8 @@ class Uplink:
         addresses = await self._netlink.addresses(self.interface)
         defaults = [r for r in await self._netlink.routes(self.interface) if not r.destination.prefixlen]
         waiting = self.options.dhcp4 is not None and self._lease is None
+        if self.options.external and self.options.inform:
+            self._ask(link, plan.asking(addresses))
         problem = "no carrier" if not link.ready else "no lease yet" if waiting else ""
         self._publish(
             Snapshot(
@@ -284,8 +305,15 @@ class Uplink:
             )
         )  # fmt: skip
 
+    def _ask(self, link: Link, address: IPv4Address | None) -> None:
+        if self._enquirer is None:
+            self._enquirer = Enquirer(self.interface, self._heard, self._mark)
+        flaps, self._flaps = link.changes - self._flaps, link.changes
+        for carrier in (False, link.ready) if flaps > 1 else (link.ready,):
+            self._enquirer.here(Here(address, carrier, link.index, link.hardware, link.type))
+
     def _names(self) -> dict[str, Any]:
-        servers, search = plan.dns(self.options, self._lease, self._own)
+        servers, search = plan.dns(self.options, self._lease, self._own, self._informed)
         return {"dns": servers, "search": search}
 
     def _publish(self, snapshot: Snapshot) -> None:

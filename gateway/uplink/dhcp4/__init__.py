@@ -5,6 +5,8 @@
     codec    bytes <-> Message, IPv4 and UDP headers                     pure
     lease    what a reply grants, checked and repaired; its file format  pure
     machine  the client's states: handle(event, now) -> commands         pure
-    socket   AF_PACKET while there is no address, UDP port 68 while there is one
-    client   ties them to the event loop, the clock and the lease file
+    inform   DHCPINFORM, where the address is another program's          pure
+    port     AF_PACKET while there is no address, UDP port 68 while there is one
+    client   ties machine and port to the event loop, the clock and the lease file
+    enquirer the same for inform
 """

@@ -68,6 +68,32 @@ def server_of(message: Message, source: IPv4Address) -> IPv4Address:
     return codec.ANY
 
 
+Read = Callable[[int, Callable[[bytes], Any]], Any]
+"""An option's code and its reader in ``codec`` -> its value; None where it is absent or not usable."""
+
+
+def reader(message: Message, bad: Callable[[str], None]) -> Read:
+    """``bad`` is told of each option left unused."""
+
+    def read(code: int, form: Callable[[bytes], Any]) -> Any:
+        data = message.options.get(code)
+        value = form(data) if data is not None else None
+        if data is not None and value is None:
+            bad(f"option {code}")
+        return value
+
+    return read
+
+
+def names_of(read: Read) -> tuple[tuple[IPv4Address, ...], str, tuple[str, ...]]:
+    """Name servers, domain and search list; empty where there is none."""
+    return (
+        tuple(dict.fromkeys(ip for ip in read(Option.DNS, codec.addresses) or () if usable(ip))),
+        read(Option.DOMAIN, lambda data: codec.text(data.split(b" ")[0])) or "",
+        read(Option.SEARCH, codec.search) or (),
+    )
+
+
 def lease_of(
     message: Message,
     server: IPv4Address,
@@ -80,14 +106,7 @@ def lease_of(
     """The lease an ACK grants, counted from ``sent``, when its request left. ``random`` is in [0, 1): +-1 s of fuzz on
     T1 and T2. ``add_router``: options 3 and 33 count beside classless routes. ``bad`` is told of each option left
     unused. The caller has checked that yiaddr is usable."""
-
-    def read(code: int, reader: Callable[[bytes], Any]) -> Any:
-        data = message.options.get(code)
-        value = reader(data) if data is not None else None
-        if data is not None and value is None:
-            bad(f"option {code}")
-        return value
-
+    read = reader(message, bad)
     prefix = read(Option.MASK, codec.mask_length) or codec.classful(message.yiaddr)
     routers = tuple(ip for ip in read(Option.ROUTER, codec.addresses) or () if usable(ip) and ip != message.yiaddr)
     classless = read(Option.CLASSLESS_ROUTE, codec.classless_routes)
@@ -95,6 +114,7 @@ def lease_of(
         classless = read(Option.CLASSLESS_ROUTE_MS, codec.classless_routes)
     static = read(Option.STATIC_ROUTE, codec.static_routes) or ()
     mtu = read(Option.MTU, lambda data: codec.number(data, 2)) or 0
+    dns, domain, search = names_of(read)
     t1, t2, lifetime = _times(message, random)
     return Lease(
         address=message.yiaddr,
@@ -104,9 +124,9 @@ def lease_of(
         t2=sent + t2,
         expiry=sent + lifetime,
         routers=routers,
-        dns=tuple(dict.fromkeys(ip for ip in read(Option.DNS, codec.addresses) or () if usable(ip))),
-        domain=(read(Option.DOMAIN, lambda data: codec.text(data.split(b" ")[0])) or ""),
-        search=read(Option.SEARCH, codec.search) or (),
+        dns=dns,
+        domain=domain,
+        search=search,
         mtu=mtu if mtu >= MIN_MTU else 0,
         routes=_routes(classless, static, routers, add_router),
     )

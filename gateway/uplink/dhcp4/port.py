@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import logging
 import socket
 import struct
@@ -65,7 +66,8 @@ def attach(sock: socket.socket, program: Iterable[tuple[int, int, int, int]]) ->
 
 class Port:
     """What ``Listen`` and ``Send`` mean on ``interface``. ``received(payload, source)`` is called from the loop.
-    ``mark`` is the SO_MARK of the UDP socket. Socket errors are logged and count as loss: the interface may be gone."""
+    ``mark`` is the SO_MARK of the UDP socket. Socket errors are logged, a lasting one once, and count as loss: the
+    interface may be gone, the port another program's."""
 
     def __init__(self, interface: str, mark: int, received: Callable[[bytes, IPv4Address], None]) -> None:
         self.interface = interface
@@ -75,6 +77,7 @@ class Port:
         self._raw: socket.socket | None = None
         self._udp: socket.socket | None = None
         self._address: IPv4Address | None = None
+        self._said = ""
 
     def listen(self, want: Listen) -> None:
         try:
@@ -89,7 +92,8 @@ class Port:
             elif not want.raw:
                 self._raw = self._close(self._raw)
         except OSError as error:
-            log.warning("%s: DHCP socket: %s", self.interface, error)
+            taken = error.errno == errno.EADDRINUSE
+            self._failed("port 68 is another program's, waiting for it" if taken else f"DHCP socket: {error}")
 
     def send(self, command: Send) -> None:
         try:
@@ -100,14 +104,22 @@ class Port:
                 self._raw.sendto(packet, (self.interface, ETH_P_IP, 0, 0, b"\xff" * 6))
             elif self._udp is not None:
                 self._udp.sendto(command.data, (str(command.destination), codec.SERVER_PORT))
+            else:
+                return
+            self._said = ""
         except OSError as error:
-            log.info("%s: DHCP send: %s", self.interface, error)
+            self._failed(f"DHCP send: {error}")
 
     def rebind(self) -> None:
         """Close all: the interface was made anew."""
         self._raw = self._close(self._raw)
         self._udp = self._close(self._udp)
         self._address = None
+
+    def _failed(self, problem: str) -> None:
+        if problem != self._said:
+            log.warning("%s: %s", self.interface, problem)
+        self._said = problem
 
     def _open_raw(self) -> socket.socket:
         # Protocol 0: nothing is received before bind.
@@ -133,6 +145,8 @@ class Port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode())
             # The address may not be on the interface yet.
             sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+            # Only DHCPINFORM broadcasts by this socket.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             set_mark(sock, self.mark)
             sock.bind((str(address), codec.CLIENT_PORT))
         except OSError:
