@@ -42,8 +42,8 @@ class Route(RouteOptions):
 
 
 class Reject(Options):
-    """``default`` answers REFUSED, ``drop`` nothing. ``no_drop`` is what we do anyway: no switch to ``drop`` under
-    load."""
+    """``default`` answers REFUSED, ``drop`` nothing. ``no_drop`` changes nothing: sing-box 1.12.12 counts refusals of
+    its own lookups alone, where both are a failure; a client is REFUSED however often it asks."""
 
     method: Literal["", "default", "drop"] = ""
     no_drop: bool = False

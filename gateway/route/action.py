@@ -42,7 +42,8 @@ class RouteOptions(Overrides):
 
 
 class Reject(Options):
-    """``default`` answers (TCP reset, ICMP unreachable), ``drop`` stays silent."""
+    """``default`` answers (TCP reset, ICMP unreachable), ``drop`` stays silent. ``no_drop``: ``default`` does not turn
+    into ``drop`` under a flood (``route.flood``)."""
 
     method: Literal["", "default", "drop"] = ""
     no_drop: bool = False

@@ -19,6 +19,7 @@ from gateway.core.stream import Buffer, Receiver, Stream
 from gateway.kernel.splice import Pipes
 from gateway.route.engine import Decision, Engine, Request, ResolveRequest, SniffRequest, Walk
 from gateway.route.entry import PROMPT, Entry, Patience, abort, bare
+from gateway.route.flood import Flood
 from gateway.route.limit import Limit
 from gateway.route.relay import relay
 from gateway.route.running import RunningStream
@@ -42,7 +43,8 @@ class Router:
     """
 
     def __init__(self, engine: Engine, wiring: Wiring, limit: Limit | None = None) -> None:
-        self.engine = engine
+        self.engine = self._refusing = engine
+        self._flood = Flood()
         self._wiring = wiring
         self._clock = wiring.edge.loop.time
         self.limit = limit or Limit(self._clock)
@@ -92,6 +94,14 @@ class Router:
         if flow.network not in outbound.networks:
             raise DialError(f"outbound {decision.outbound} does not carry {flow.network}")
         return outbound
+
+    def silent(self, decision: Decision) -> bool:
+        """Whether this rejection sends no answer; to be asked once for each, as those that could answer are counted."""
+        if decision.method == "drop" or decision.no_drop:
+            return decision.method == "drop"
+        if self._refusing is not self.engine:
+            self._refusing, self._flood = self.engine, Flood()
+        return self._flood.drops(decision.rule, self._clock())
 
     # -- streams
 
@@ -150,7 +160,7 @@ class Router:
         running.decision, running.findings = decision, findings
         destination = decision.destination or flow.destination
         if decision.action == "reject":
-            raise Rejected(f"rule {decision.rule}", drop=decision.method == "drop")
+            raise Rejected(f"rule {decision.rule}", drop=self.silent(decision))
         if decision.action == "hijack-dns":
             await handshake.accept()
             await self._answer(flow, handshake.stream)

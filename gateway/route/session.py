@@ -233,6 +233,8 @@ class Session:
 
     async def _settle(self, route: Route, flow: Flow, findings: Findings, decision: Decision) -> None:
         if decision.action == "reject":
+            # No datagram gets an answer here, but TCP's share of the rule's refusals shrinks.
+            self._sessions.router.silent(decision)
             log.info("%s: %s udp %s rejected: rule %d", flow.inbound, flow.source, flow.destination, decision.rule)
             return
         if decision.action == "hijack-dns":

@@ -254,6 +254,48 @@ def test_what_cannot_go_on_is_refused_once(case: str) -> None:
     run(body, script)
 
 
+@pytest.mark.parametrize("no_drop", [False, True])
+def test_a_flood_of_refused_flows_is_not_answered(no_drop: bool) -> None:
+    """TCP and UDP count together, until other rules come."""
+
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield Decision("reject", rule=flow.destination.port, no_drop=no_drop)
+
+    async def body(house: House) -> None:
+        told: list[bool] = []
+        clients: list[socket.socket] = []
+
+        async def accepted(done: bool) -> None:
+            told.append(done)
+
+        def come(port: int) -> None:
+            clients.append(house.client(Address.of("203.0.113.1", port), accepted=accepted))
+
+        async def refused(count: int) -> None:
+            await until(lambda: len(told) == count)
+
+        talk = Talk(house)
+        for host in range(10):
+            talk.send(b"no", Address.of(f"203.0.113.{host}", 9))
+        (session,) = house.router.sessions.running()
+        await until(lambda: all(route.task is None for route in session.routes.values()))
+        for _ in range(40):
+            come(9)
+        await refused(40)
+        come(9)
+        come(10)  # another rule
+        await refused(42 if no_drop else 41)
+        streams = [one for one in house.router.flows() if one.flow.network == "tcp"]
+        assert [one.flow.destination.port for one in streams] == ([] if no_drop else [9])
+        house.router.engine = Scripted(script)  # type: ignore[assignment]
+        come(9)
+        await refused(43 if no_drop else 42)
+        for client in clients:
+            client.close()
+
+    run(body, script)
+
+
 def test_hijacked_dns_over_tcp() -> None:
     def script(flow: Flow, findings: Findings) -> Iterator[Any]:
         yield Decision("hijack-dns", rule=0)
