@@ -204,7 +204,11 @@ class Router:
         plan = self._rules.plan(subject)
         if not self._apart:
             return plan, None, subject
-        share: tuple[object, ...] = tuple(step.method if isinstance(step, Reject) else step for step in plan)
+        # Which rule it was is all one, unless the rule judges the answer.
+        share: tuple[object, ...] = tuple(
+            step.method if isinstance(step, Reject) else step if step.filter else step._replace(rule=-1)
+            for step in plan
+        )  # fmt: skip
         if self._rules.by_client and any(isinstance(step, Step) and step.filter for step in plan):
             # The filter may ask about the client too.
             share = (*share, flow and (flow.network, flow.inbound, flow.source, flow.user, flow.process))
@@ -252,11 +256,13 @@ class Router:
                 step, answer = await self._walk(plan, subject, query, asked)
         except TimeoutError:
             raise DialError(f"{asked.name}: no answer within {TIMEOUT:g} s", "resolve") from None
-        if step.rewrite_ttl is not None:
-            offsets = [record.ttl_at for record in message.records(answer) if record.type != message.OPT]
-            answer = message.with_ttl(answer, offsets, step.rewrite_ttl)
+        # One TTL for all records, from the first answer on: what the cache would say.
+        found = message.records(answer)
+        ttl = message.lifetime(answer, found) if step.rewrite_ttl is None else step.rewrite_ttl
+        if ttl or step.rewrite_ttl is not None:
+            answer = message.with_ttl(answer, [record.ttl_at for record in found if record.type != message.OPT], ttl)
         if keep and self._cache is not None and not step.disable_cache:
-            self._cache.put(key, query, answer, self._clock())
+            self._cache.put(key, query, answer, self._clock(), step.rewrite_ttl)
         return answer
 
     async def _walk(self, plan: Plan, subject: Subject, query: bytes, asked: Question) -> tuple[Step, bytes]:
