@@ -16,7 +16,7 @@ from tests.interop.test_dns import run
 from tests.interop.test_run import DIRECT
 
 NOERROR, NXDOMAIN, REFUSED = 0, 3, 5
-TTL, MINIMUM = 60, 30
+TTL, MINIMUM = 600, 300
 
 
 class Upstream:
@@ -61,11 +61,13 @@ def ask(port, name, at=LOOPBACK, patience=DEADLINE):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((at, 0))
         sock.connect((LOOPBACK, port))
-        sock.settimeout(patience)
-        sock.send(query)
-        try:
-            answer = sock.recv(4096)
-        except TimeoutError:
+        sock.settimeout(min(patience, 2))
+        for _ in range(max(int(patience / 2), 1)):  # a datagram may be lost, and is asked again
+            sock.send(query)
+            with contextlib.suppress(TimeoutError):
+                answer = sock.recv(4096)
+                break
+        else:
             return None
     assert answer[:2] == query[:2]
     # Behind the question one record: its name as a pointer, or spelled out.
@@ -133,7 +135,7 @@ def test_rewrite_ttl(who):
         def near(name, code, ttl):
             found = ask(port, name)
             assert found[0] == code, found
-            assert ttl - 5 <= found[1] <= ttl, found
+            assert ttl - 60 <= found[1] <= ttl, found
 
         for _ in range(2):
             near("seven.test", NOERROR, 700)
@@ -193,7 +195,7 @@ def test_independent_cache(who):
 
 
 @both
-@pytest.mark.parametrize(("capacity", "kept"), [(0, False), (4096, True)])
+@pytest.mark.parametrize(("capacity", "kept"), [(0, False), (1 << 16, True)])
 def test_cache_capacity(who, capacity, kept):
     """At least 1024 answers. sing-box's cache is cut into shards, so that only the order of magnitude compares."""
     names, again = 2048, 128
