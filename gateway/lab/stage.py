@@ -54,6 +54,8 @@ class Stage:
         self.gateway: Process | None = None
         self.changes: dict[str, Any] = {}
         self.wan4 = ""
+        self.acked = 0
+        """Acknowledgements that the DHCP server had sent when the lease was looked at."""
         self.forecasts: list[Forecast] = []
 
     @property

@@ -84,7 +84,7 @@ class Walk:
         """On to the next thing that needs I/O, or to the end. Raises KeyError for a rule set that does not exist."""
         engine, subject, trace = self._engine, self._subject, self._trace
         rules = engine.rules
-        if self._index:
+        if self._index:  # else it has just been made of them
             subject.learn(self._domain, self._findings)
         while self._index < len(rules):
             index = self._index

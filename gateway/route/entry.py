@@ -17,8 +17,9 @@ import os
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from socket import SO_ERROR, SOL_SOCKET, socket
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
+from gateway.core.contracts import begins
 from gateway.core.errors import DialError, GatewayError
 from gateway.core.flow import Findings
 from gateway.core.stream import Stream
@@ -26,10 +27,9 @@ from gateway.kernel.edge import HUP, IN, OUT, RDHUP
 from gateway.route.engine import Decision, ResolveRequest, SniffRequest, Walk
 from gateway.route.relay import SocketRelay, backed, reset
 from gateway.route.running import RunningStream
-from gateway.route.sniff import NEED_MORE, Sniffed, sniff_stream
+from gateway.route.sniff import NEED_MORE, Sniffed, note, sniff_stream
 
 if TYPE_CHECKING:
-    from gateway.core.contracts import Begins
     from gateway.route.router import Router
 
 log = logging.getLogger("gateway.route")
@@ -39,10 +39,6 @@ CHUNK = 4096
 """Bytes read at a time: more than the first words of almost every client."""
 PROMPT = 0.03
 """Seconds after which a client counts as one that waits for the server's first word."""
-
-
-def begins(outbound: object) -> TypeGuard[Begins]:
-    return hasattr(outbound, "begin")
 
 
 def bare(stream: Stream) -> socket | None:
@@ -171,9 +167,7 @@ class Entry:
         if found is NEED_MORE:
             return False
         if isinstance(found, Sniffed):
-            findings = self._findings
-            findings.protocol, findings.client = found.protocol, found.client
-            findings.domain = found.domain or findings.domain
+            note(self._findings, found)
         return True
 
     def _listen(self) -> None:

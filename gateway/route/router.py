@@ -24,7 +24,7 @@ from gateway.route.limit import Limit
 from gateway.route.relay import relay
 from gateway.route.running import RunningStream
 from gateway.route.session import Sessions
-from gateway.route.sniff import NEED_MORE, Sniffed, sniff_stream
+from gateway.route.sniff import NEED_MORE, Sniffed, note, sniff_stream
 
 log = logging.getLogger("gateway.route")
 
@@ -377,12 +377,6 @@ async def _read(stream: Stream, patience: float) -> bytes | None:
             return await stream.read()
     except TimeoutError:
         return None
-
-
-def note(findings: Findings, found: Sniffed) -> None:
-    findings.protocol = found.protocol
-    findings.domain = found.domain or findings.domain
-    findings.client = found.client
 
 
 def _name(running: RunningStream) -> str:

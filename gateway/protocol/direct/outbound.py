@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from socket import socket
-
 from gateway.core.address import Address
-from gateway.core.contracts import Wiring
+from gateway.core.contracts import Begun, Wiring
 from gateway.core.flow import Flow, Network
 from gateway.core.stream import Buffer, PacketConn, Stream
 from gateway.protocol.direct.options import OutboundOptions
@@ -27,7 +25,7 @@ class Outbound:
             return destination
         return Address.of(self._host or destination.host, self._port or destination.port)
 
-    def begin(self, destination: Address, first: Buffer) -> tuple[socket, int, float] | None:
+    def begin(self, destination: Address, first: Buffer) -> Begun | None:
         return self._dialer.begin(self._target(destination), first)
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from socket import socket
 
 from gateway.core.address import Address
+from gateway.core.contracts import Begun, Wiring, begins
 from gateway.core.contracts import Outbound as Member
-from gateway.core.contracts import Wiring
 from gateway.core.flow import Flow, Network
 from gateway.core.stream import Buffer, PacketConn, Stream
 from gateway.protocol.selector.options import OutboundOptions
@@ -52,9 +51,9 @@ class Outbound:
     def watch(self, changed: Callable[[], None]) -> None:
         self._watchers.append(changed)
 
-    def begin(self, destination: Address, first: Buffer) -> tuple[socket, int, float] | None:
-        begin = getattr(self._member(), "begin", None)
-        return begin(destination, first) if begin is not None else None
+    def begin(self, destination: Address, first: Buffer) -> Begun | None:
+        member = self._member()
+        return member.begin(destination, first) if begins(member) else None
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:
         return await self._member().connect(flow, destination)

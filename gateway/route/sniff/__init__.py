@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.core.flow import Findings
 from gateway.route.sniff import dns, http, quic, tls
 from gateway.route.sniff.verdict import NEED_MORE, More, Sniffed
 
-__all__ = ["NEED_MORE", "PACKET", "STREAM", "More", "PacketState", "Sniffed", "sniff_packet", "sniff_stream"]
+__all__ = ["NEED_MORE", "PACKET", "STREAM", "More", "PacketState", "Sniffed", "note", "sniff_packet", "sniff_stream"]
 
 LONGEST = 1 << 16
 """Bytes after which waiting for more of a stream is given up."""
@@ -28,6 +29,12 @@ class PacketState:
 
     def __init__(self) -> None:
         self.quic: quic.State | None = None
+
+
+def note(findings: Findings, found: Sniffed) -> None:
+    """A name that was found before stays where the new protocol shows none."""
+    findings.protocol, findings.client = found.protocol, found.client
+    findings.domain = found.domain or findings.domain
 
 
 def sniff_stream(data: bytes, names: frozenset[str] | None = None) -> Sniffed | More | None:
