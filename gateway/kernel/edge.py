@@ -1,6 +1,6 @@
 """The thin edge: one epoll set for all flows' sockets, driven from inside the asyncio loop.
 
-An asyncio transport costs 2 to 4 times the CPU of a plain non-blocking socket per byte and per connection (measured). So
+An asyncio transport costs 2 to 4 times the CPU of a non-blocking socket per byte and per connection (measured). So
 flows keep raw sockets, registered in one epoll set whose own descriptor the asyncio loop watches: one loop callback per
 wake-up serves every ready flow, and registering costs one epoll_ctl(2).
 """

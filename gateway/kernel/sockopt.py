@@ -25,8 +25,8 @@ _INET, _INET6, _STREAM = int(socket.AF_INET), int(socket.AF_INET6), int(socket.S
 
 
 def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
-    """The next connection as a non-blocking socket, and who began it. ``socket.accept`` and ``setblocking`` take half as
-    long again: they ask the listener's family and kind through enumerations. Raises OSError, BlockingIOError."""
+    """The next connection as a non-blocking socket, and who began it. ``socket.accept`` and ``setblocking`` take half
+    as long again: they ask the listener's family and kind through enumerations. Raises OSError, BlockingIOError."""
     fd, name = listener._accept()  # type: ignore[attr-defined]
     sock = socket.socket(_INET6 if len(name) == 4 else _INET, _STREAM, 0, fd)
     sock.setblocking(False)
