@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import KernelError
-from gateway.kernel import journal, mark
+from gateway.kernel import journal, mark, sysctl
 from gateway.kernel.journal import Journal
+from gateway.kernel.netlink.link import Link
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
 from gateway.kernel.netlink.undo import undo as undo_network
@@ -56,6 +57,7 @@ class Host:
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
         self.monitor.watch(self._clamp)
+        self.monitor.watch_addresses(self._clamp)
         # dnsmasq before any address: whoever is online has names too, whenever we are killed.
         await self.lans.start()
         await self.uplinks.start()
@@ -75,7 +77,7 @@ class Host:
         links, lans, wans = self.monitor.links, self.options.lans, [one.interface for one in self.options.uplinks]
         widest = max((links[lan.interface].mtu for lan in lans if lan.interface in links), default=0)
         unknown = any(lan.interface not in links for lan in lans)
-        narrow = [name for name in wans if unknown or name not in links or links[name].mtu < widest]
+        narrow = [name for name in wans if unknown or name not in links or _carries(links[name]) < widest]
         if narrow != self._narrow:
             try:
                 base.clamp(Library(), narrow)
@@ -85,7 +87,7 @@ class Host:
 
     async def stop(self) -> None:
         """End our part; the plain router stands."""
-        self.monitor.unwatch(self._clamp)
+        self.monitor.unwatch(self._clamp, self._clamp)
         await self.lans.stop()
         await self.uplinks.stop()
         if self._monitoring is not None:
@@ -128,6 +130,14 @@ class Host:
             self.journal.record({"kind": "process", "op": "kill", "argument": self.keeper})
         base.apply(Library(), base_plan(options))
         self._narrow = [one.interface for one in options.uplinks]
+
+
+def _carries(link: Link) -> int:
+    """Bytes of the largest packet, of the family that carries less: a router advertisement may have said so of IPv6."""
+    try:
+        return min(link.mtu, int(sysctl.read(f"net/ipv6/conf/{link.name}/mtu")))
+    except KernelError:
+        return link.mtu
 
 
 def base_plan(options: GatewayOptions) -> Base:
