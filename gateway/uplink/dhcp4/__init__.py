@@ -7,6 +7,7 @@
     machine  the client's states: handle(event, now) -> commands         pure
     inform   DHCPINFORM, where the address is another program's          pure
     port     AF_PACKET while there is no address, UDP port 68 while there is one
-    client   ties machine and port to the event loop, the clock and the lease file
-    enquirer the same for inform
+    rim      ties a machine and the port to the event loop and the clock
+    client   machine in its rim, with the lease file
+    enquirer inform in its rim
 """

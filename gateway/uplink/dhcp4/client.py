@@ -6,29 +6,23 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address
 from pathlib import Path
 from random import SystemRandom
 
-from gateway.uplink.clock import Timer, boot_id, boottime
+from gateway.uplink.clock import boot_id, boottime
 from gateway.uplink.dhcp4 import lease as lease_file
 from gateway.uplink.dhcp4.lease import Lease
 from gateway.uplink.dhcp4.machine import (
     Changed,
     Config,
-    Event,
     LinkDown,
     LinkUp,
-    Listen,
     Machine,
-    Packet,
     Release,
     Renew,
-    Send,
     Stop,
-    Tick,
 )
-from gateway.uplink.dhcp4.port import Port
+from gateway.uplink.dhcp4.rim import Rim
 
 log = logging.getLogger(__name__)
 FILE_LIMIT = 65536
@@ -83,8 +77,7 @@ class Client:
         self._changed = changed
         self._index = 0
         self._up = False
-        self._timer = Timer(lambda: self._do(Tick()))
-        self._port = Port(interface, mark, self._received)
+        self.rim = Rim(interface, self.machine, self._publish, mark)
 
     def link_up(self, index: int, hardware: bytes, htype: int = 1) -> None:
         """Carrier is there. The same link again is no news; another index or hardware address is."""
@@ -92,46 +85,29 @@ class Client:
         if self._up and index == self._index and hardware == machine.hardware:
             return
         if self._index not in (0, index):
-            self._port.rebind()
+            self.rim.port.rebind()
             machine.forget_sockets()
         self._index, self._up = index, True
         remembered = self._file.load(hardware) if machine.lease is None else None
-        self._do(LinkUp(hardware, htype, remembered))
+        self.rim.do(LinkUp(hardware, htype, remembered))
 
     def link_down(self) -> None:
         if self._up:
             self._up = False
-            self._do(LinkDown())
+            self.rim.do(LinkDown())
 
     def renew(self) -> None:
-        self._do(Renew())
+        self.rim.do(Renew())
 
     def release(self) -> None:
         """Give the lease back, forget it, stop."""
-        self._do(Release())
+        self.rim.do(Release())
         self._up = False
 
     def close(self) -> None:
         """Stop; the lease, its file and the address stand."""
-        self._do(Stop())
-        self._timer.close()
-        self._port.rebind()
-
-    def _received(self, data: bytes, source: IPv4Address) -> None:
-        self._do(Packet(data, source))
-
-    def _do(self, event: Event) -> None:
-        commands = self.machine.handle(event, boottime())
-        # First the clock: whatever fails below, the machine goes on.
-        self._timer.set(self.machine.deadline)
-        for command in commands:
-            match command:
-                case Send():
-                    self._port.send(command)
-                case Listen():
-                    self._port.listen(command)
-                case Changed():
-                    self._publish(command)
+        self.rim.do(Stop())
+        self.rim.close()
 
     def _publish(self, change: Changed) -> None:
         if change.lease is not None:

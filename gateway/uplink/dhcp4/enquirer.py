@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from ipaddress import IPv4Address
 from random import SystemRandom
 
-from gateway.uplink.clock import Timer, boottime
-from gateway.uplink.dhcp4.inform import Event, Here, Inquiry, Learned, Names
-from gateway.uplink.dhcp4.machine import Listen, Packet, Send, Tick
-from gateway.uplink.dhcp4.port import Port
+from gateway.uplink.dhcp4.inform import Here, Inquiry, Learned, Names
+from gateway.uplink.dhcp4.rim import Rim
 
 log = logging.getLogger(__name__)
 
@@ -29,35 +26,17 @@ class Enquirer:
         self.interface = interface
         self.inquiry = Inquiry(random or SystemRandom().random)
         self._learned = learned
-        self._timer = Timer(lambda: self._do(Tick()))
-        self._port = Port(interface, mark, self._received)
+        self._rim = Rim(interface, self.inquiry, self._tell, mark)
 
     def here(self, here: Here) -> None:
         """What the interface is now; may be told as often as one likes."""
-        self._do(here)
+        self._rim.do(here)
 
     def close(self) -> None:
-        self._timer.close()
-        self._port.rebind()
+        self._rim.close()
 
-    def _received(self, data: bytes, source: IPv4Address) -> None:
-        self._do(Packet(data, source))
-
-    def _do(self, event: Event) -> None:
-        commands = self.inquiry.handle(event, boottime())
-        # First the clock: whatever fails below, the machine goes on.
-        self._timer.set(self.inquiry.deadline)
-        for command in commands:
-            match command:
-                case Send():
-                    self._port.send(command)
-                case Listen():
-                    self._port.listen(command)
-                case Learned():
-                    self._tell(command.names)
-
-    def _tell(self, names: Names | None) -> None:
+    def _tell(self, news: Learned) -> None:
         try:
-            self._learned(names)
+            self._learned(news.names)
         except Exception:
             log.exception("%s: subscriber of the names", self.interface)

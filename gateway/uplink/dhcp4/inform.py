@@ -27,11 +27,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 
-from gateway.core.errors import PeerError
 from gateway.uplink.dhcp4 import codec
 from gateway.uplink.dhcp4.codec import ANY, Message, Option, Type
 from gateway.uplink.dhcp4.lease import names_of, reader, server_of
-from gateway.uplink.dhcp4.machine import BROADCAST, MAX_SIZE, Listen, Packet, Send, Tick
+from gateway.uplink.dhcp4.machine import BROADCAST, MAX_SIZE, Listen, Packet, Send, Tick, answer_of
 
 RATE = 6
 """Packets a minute, at most."""
@@ -183,20 +182,11 @@ class Inquiry:
         if self.state is not State.ASKING:
             self._drop("unasked")
             return
-        if len(packet.data) > MAX_SIZE:
-            self._drop("oversized")
-            return
-        try:
-            message = codec.decode(packet.data)
-        except PeerError:
-            self._drop("malformed")
-            return
         here = self._here
-        if message.op != 2 or message.htype != here.htype or message.hardware != here.hardware:
-            self._drop("for another host")
-        elif message.xid != self._xid:
-            self._drop("another xid")
-        elif message.type != Type.ACK:
+        message = answer_of(packet, here.hardware, here.htype, self._xid, self._drop)
+        if message is None:
+            return
+        if message.type != Type.ACK:
             # A NAK too: section 4.3.5 knows none, and there is no lease that it could end.
             self._drop("unexpected type")
         elif {message.ciaddr, message.yiaddr} - {ANY, here.address}:

@@ -166,6 +166,26 @@ class Changed:
 Command = Send | Listen | Changed
 
 
+def answer_of(packet: Packet, hardware: bytes, htype: int, xid: int, drop: Callable[[str], None]) -> Message | None:
+    """The message in ``packet`` where it answers the host of that hardware address, and its question ``xid``; else
+    ``drop`` is told why not."""
+    if len(packet.data) > MAX_SIZE:
+        drop("oversized")
+        return None
+    try:
+        message = codec.decode(packet.data)
+    except PeerError:
+        drop("malformed")
+        return None
+    if message.op != 2 or message.htype != htype or message.hardware != hardware:
+        drop("for another host")
+    elif message.xid != xid:
+        drop("another xid")
+    else:
+        return message
+    return None
+
+
 @dataclass(slots=True)
 class _Offer:
     message: Message
@@ -384,21 +404,14 @@ class Machine:
         if self.state in (State.STOPPED, State.INIT, State.BOUND):
             self._drop("unasked")
             return
-        try:
-            message = codec.decode(packet.data)
-        except PeerError:
-            self._drop("malformed")
+        message = answer_of(packet, self.hardware, self.htype, self._xid, self._drop)
+        if message is None:
             return
-        if message.op != 2 or message.htype != self.htype or message.hardware != self.hardware:
-            self._drop("for another host")
-        elif message.xid != self._xid:
-            self._drop("another xid")
+        server = server_of(message, packet.source)
+        if server in self.config.deny or (self.config.allow and server not in self.config.allow):
+            self._drop("server not allowed")
         else:
-            server = server_of(message, packet.source)
-            if server in self.config.deny or (self.config.allow and server not in self.config.allow):
-                self._drop("server not allowed")
-            else:
-                self._judge(message, server, now)
+            self._judge(message, server, now)
 
     def _judge(self, message: Message, server: IPv4Address, now: float) -> None:
         """A message for us from a server we may talk to."""

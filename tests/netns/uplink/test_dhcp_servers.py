@@ -212,7 +212,7 @@ def test_renewal_is_unicast_and_silent(net: Net, server: Server, capture: Callab
     async def main() -> None:
         async with Gateway(net, uplink(), mark=0xF8000000) as gateway:
             lease = await gateway.ready()
-            assert gateway.uplinks["wan"]._client._port._raw is None  # type: ignore[union-attr]
+            assert gateway.uplinks["wan"]._client.rim.port._raw is None  # type: ignore[union-attr]
             assert "192.0.2" in sh("ss", "-unlH")
             await until(lambda: gateway.lease.expiry > lease.expiry, 20)
             assert gateway.lease.address == lease.address
