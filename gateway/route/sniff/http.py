@@ -11,7 +11,8 @@ _METHOD = 24
 _LINE = 8192
 _TOKEN = re.compile(rb"[A-Z][A-Z_-]*")
 _FIRST = re.compile(rb"([A-Z][A-Z_-]*) (\S+) HTTP/([12])\.[0-9]\r?")
-_HOST = re.compile(rb"(?:[^\r\n:]+:[^\n]*\n)*?[Hh][Oo][Ss][Tt]:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
+# The first Host field, never a later one. Each byte can be read in one way only, so that no client can make it slow.
+_HOST = re.compile(rb"(?:(?![Hh][Oo][Ss][Tt]:)[^\r\n:]+:[^\n]*\n)*[Hh][Oo][Ss][Tt]:([^\r\n]*)\r?\n")
 _PORT = re.compile(rb":[0-9]*$")
 _URL = re.compile(rb"[Hh][Tt][Tt][Pp]s?://(?:[^/?#@]*@)?([^/?#]*)")
 
@@ -36,7 +37,7 @@ def sniff(data: bytes) -> Sniffed | More | None:
         return Sniffed("http", _host(target))
     # The ordinary case at once; what is cut short or no header goes the long way.
     host = _HOST.match(data, end + 1)
-    return Sniffed("http", _host(host[1])) if host else _field(data, end + 1)
+    return Sniffed("http", _host(host[1].strip(b" \t"))) if host else _field(data, end + 1)
 
 
 def _field(data: bytes, pos: int) -> Sniffed | More | None:

@@ -145,3 +145,20 @@ def test_a_rule_set_tag_is_used_once() -> None:
         parse_route({"rule_set": [{"tag": "a", "rules": []}, {"tag": "a", "rules": []}]})
     with pytest.raises(ConfigError, match="not built yet"):
         parse_route({"rule_set": [{"tag": "a", "type": "remote", "url": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("rule", "held"),
+    [
+        ({"domain_suffix": "example"}, False),
+        ({"domain": "a.example", "domain_regex": ".*"}, False),
+        ({"domain_suffix": "example", "invert": True}, True),
+        ({"domain_suffix": "example", "ip_cidr": "203.0.113.0/24"}, True),
+        ({"domain_keyword": "a", "port": 443}, False),
+        ({"type": "logical", "mode": "or", "rules": [{"domain": "a.example"}, {"port": 443}]}, True),
+        ({"type": "logical", "mode": "and", "rules": [{"domain": "a.example", "invert": True}]}, True),
+    ],
+)
+def test_rules_about_names_for_a_flow_without_one(rule: dict[str, Any], held: bool) -> None:
+    """They may be passed over; what else such a rule asks may not."""
+    assert decide([rule | {"outbound": "a"}]).outbound == ("a" if held else "final")

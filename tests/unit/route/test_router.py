@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.core.address import IP, Address
-from gateway.core.contracts import Wiring
+from gateway.core.contracts import Begun, Wiring
 from gateway.core.flow import Findings, Flow, Process
 from gateway.core.stream import Buffer
 from gateway.kernel.edge import Edge
@@ -216,6 +216,101 @@ def test_a_silent_client_is_waited_for_no_longer_than_needed(timeout: float, cer
         server.close()
 
     run(body, script)
+
+
+class Slow:
+    """An outbound whose socket is one of a pair, and takes ``sent`` of the first bytes (-1: not connected yet)."""
+
+    tag = type = "slow"
+    networks = frozenset({"tcp", "udp"})
+
+    def __init__(self, sent: int, patience: float = 0.0, *, full: bool = False) -> None:
+        self.near, self.far = socket.socketpair()
+        self.near.setblocking(False)
+        self.far.setblocking(False)
+        self.sent, self.patience = sent, patience
+        while full:
+            try:
+                self.far.send(bytes(65536))
+            except BlockingIOError:
+                break
+
+    def begin(self, destination: Address, first: bytes) -> Begun:
+        if self.sent > 0:
+            self.far.send(first[: self.sent])
+        return Begun(self.far, self.sent, self.patience)
+
+
+def sniffed(tag: str) -> Script:
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield SniffRequest(frozenset({"tls", "http"}), 3600.0)
+        yield Decision("route", tag, 0)
+
+    return script
+
+
+@pytest.mark.parametrize("sent", [-1, 0, 5, len(HTTP)])
+def test_the_first_bytes_arrive_once_however_far_the_connection_is(sent: int) -> None:
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        slow = house.wiring.outbounds["slow"] = Slow(sent)  # type: ignore[index]
+        client = house.client(Address.of("203.0.113.1", 80))
+        for part in (HTTP[:7], HTTP[7:20], HTTP[20:]):
+            await loop.sock_sendall(client, part)
+            await asyncio.sleep(0)
+        client.shutdown(socket.SHUT_WR)
+        got = b""
+        while more := await loop.sock_recv(slow.near, 1000):
+            got += more
+        assert got == HTTP, "then the end of stream"
+        (running,) = house.router.flows()
+        assert running.up == len(HTTP)
+        await loop.sock_sendall(slow.near, b"answer")
+        assert await loop.sock_recv(client, 100) == b"answer"
+        slow.near.close()
+        assert await loop.sock_recv(client, 100) == b""
+        await until(lambda: not house.router.flows())
+        client.close()
+
+    run(body, sniffed("slow"))
+
+
+@pytest.mark.parametrize("end", ["patience", "closed", "router"])
+def test_a_connection_that_is_never_made_is_let_go(end: str) -> None:
+    async def body(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        slow = house.wiring.outbounds["slow"] = Slow(-1, 0.05 if end == "patience" else 0.0, full=True)  # type: ignore[index]
+        client = house.client(Address.of("203.0.113.1", 80))
+        await loop.sock_sendall(client, HTTP)
+        await until(lambda: not house.router.flows() or house.router.flows()[0].chain == ("slow",))
+        if end == "closed":
+            assert house.router.close_flows(lambda running: True) == 1
+        elif end == "router":
+            await house.router.close()
+        await until(lambda: not house.router.flows())
+        assert slow.far.fileno() < 0
+        assert client.recv(10) == b""
+        client.close()
+        slow.near.close()
+
+    run(body, sniffed("slow"))
+
+
+def test_a_silent_client_that_leaves_is_forgotten() -> None:
+    async def body(house: House) -> None:
+        clients = [house.client(Address.of("203.0.113.1", 80), port=port) for port in (2, 3)]
+        assert len(house.router.flows()) == 2
+        house.router.close_flows(lambda running: running.flow.source.port == 2)
+        assert [running.flow.source.port for running in house.router.flows()] == [3]
+        slow = house.wiring.outbounds["slow"] = Slow(-1)  # type: ignore[index]
+        clients[1].shutdown(socket.SHUT_WR)
+        assert await asyncio.get_running_loop().sock_recv(slow.near, 10) == b"", "the silence is passed on"
+        slow.near.close()
+        await until(lambda: not house.router.flows())
+        for client in clients:
+            client.close()
+
+    run(body, sniffed("slow"))
 
 
 @pytest.mark.parametrize("case", ["reject", "block", "dial", "missing"])

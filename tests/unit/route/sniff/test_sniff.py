@@ -12,7 +12,7 @@ from aioquic.quic.connection import QuicConnection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, quic, sniff_packet, sniff_stream
+from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, http, quic, sniff_packet, sniff_stream
 
 V2 = 0x6B3343CF
 
@@ -202,3 +202,27 @@ def test_never_raises_on_damaged_hellos(data):
     for at in data.draw(st.lists(st.integers(0, len(wire) - 1), min_size=1, max_size=8)):
         wire[at] = data.draw(st.integers(0, 255))
     sniff_stream(bytes(wire))
+
+
+LINES = st.sampled_from((
+    b"Host: a.example", b"hOsT:b.example:8080 \t", b"host :c.example", b"Host:", b"Accept: x", b": none", b"no colon",
+    b"", b"\t folded: d.example", b"X: Host: e.example", b"Host: [2001:db8::1]:80", b"Host: 192.0.2.1",
+    b"A\rHost: f.example",
+))  # fmt: skip
+
+
+@given(st.lists(st.tuples(LINES, st.sampled_from((b"\r\n", b"\n", b"\r\r\n"))), max_size=6), st.integers(0, 3))
+def test_the_short_way_through_http_headers_finds_what_the_long_one_does(lines, cut):
+    data = b"GET / HTTP/1.1\r\n" + b"".join(line + end for line, end in lines)
+    data = data[: len(data) - cut]
+    long = http._field(data, data.find(b"\n") + 1) if b"\n" in data else NEED_MORE
+    assert http.sniff(data) == long
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "tail", [b"Host:" + b" " * 65000, b"Host: " + b" x" * 30000, b"a:b\r\n" * 13000, b"Host:" * 13000]
+)
+def test_no_header_makes_the_sniffer_slow(tail):
+    """An expression that can read a byte in two ways takes hours for these."""
+    assert http.sniff(b"GET / HTTP/1.1\r\n" + tail) is NEED_MORE
