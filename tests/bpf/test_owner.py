@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import threading
 from ipaddress import ip_address
 
 import pytest
 
 from gateway.core.address import Address
+from gateway.kernel import owner
 from gateway.kernel.bpf.process import ProcessMarks
 from gateway.kernel.owner import SocketOwners
 from gateway.kernel.plan import ProcessPlan
@@ -98,3 +100,19 @@ def test_owner_outlives_nothing(ground, owners) -> None:
     child.order("open", name="u", kind="udp", local="192.0.2.2", port=7000)
     child.order("close", name="u")
     assert owners.find("udp", at("192.0.2.2", 7000), at("192.0.2.9", 1)) is None
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_address_that_becomes_ours(ground, owners, family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(owner, "monotonic", lambda: now[0])
+    new = "198.51.100.8" if family == 4 else "2001:db8:7::8"
+    source, there = at(new, 7001), at(HOST[family], 443)
+    assert owners.find("udp", source, there) is None
+    add = ["ip", "addr", "add", f"{new}/{32 if family == 4 else 128}", "dev", "lo"]
+    subprocess.run(["nsenter", f"--net={ground.namespace}", *add, *(["nodad"] if family == 6 else [])], check=True)
+    child = ground.start(ground.copy("late"))
+    child.order("open", name="u", kind="udp", family=family, local=new, port=7001)
+    assert owners.find("udp", source, there) is None, "another host's a moment ago"
+    now[0] += owner.KNOWN + 0.1
+    assert owners.find("udp", source, there).name == "late"
