@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
 import socket
@@ -132,7 +133,7 @@ class Gateway:
     ``port`` is the inbound's."""
 
     def __init__(self, inbound, outbound=None, host=LOOPBACK):
-        self.port = free_port(host)
+        self.port = free_port()
         self.router = Router()
         self._host = host
         self._inbound = {"listen": host, "listen_port": self.port, **inbound}
@@ -187,25 +188,36 @@ def family(host):
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def free_port(host=LOOPBACK):
-    """A port free for TCP and UDP alike."""
-    while True:
-        with (
-            socket.socket(family(host), socket.SOCK_STREAM) as tcp,
-            socket.socket(family(host), socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind((host, 0))
+def _ports():
+    """Below the ephemeral range (Linux: 32768 up), so that no connection of another test takes one between the choice
+    and the bind; each pytest-xdist worker has a share of its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return itertools.cycle(range(20000 + worker % 8 * 1500, 21500 + worker % 8 * 1500))
+
+
+_some_ports = _ports()
+
+
+def free_port():
+    """A port free for TCP and UDP, on every address of both families."""
+    return next(port for port in _some_ports if _is_free(port))
+
+
+def _is_free(port):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET6, kind) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             try:
-                udp.bind(tcp.getsockname())
+                sock.bind(("::", port))
             except OSError:
-                continue
-            return tcp.getsockname()[1]
+                return False
+    return True
 
 
 @contextlib.contextmanager
 def echo(host=LOOPBACK):
     """A TCP and UDP echo server on one port; TCP answers half-close with half-close."""
-    port = free_port(host)
+    port = free_port()
     tcp = socket.create_server((host, port), family=family(host), backlog=64)
     udp = socket.socket(family(host), socket.SOCK_DGRAM)
     udp.bind((host, port))

@@ -87,7 +87,7 @@ def test_unreachable_target(mode):
 @pytest.mark.parametrize("users", [[], USERS], ids=["open", "password"])
 @pytest.mark.parametrize("at", LOOPBACKS)
 def test_out_to_sing_box(users, at):
-    port = free_port(at)
+    port = free_port()
     inbound = {"type": "http", "listen": at, "listen_port": port, "users": users}
     config = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [{"type": "direct"}]}
     outbound = {
@@ -106,7 +106,7 @@ def test_out_to_sing_box(users, at):
 @pytest.mark.parametrize("users", [[], USERS], ids=["open", "password"])
 @pytest.mark.parametrize("at", LOOPBACKS)
 def test_in_from_sing_box(users, at):
-    port = free_port(at)
+    port = free_port()
     with echo(at) as target, Gateway({"type": "http", "users": users}, host=at) as gateway:
         inbound = {"type": "socks", "listen": at, "listen_port": port}
         outbound = {"type": "http", "server": at, "server_port": gateway.port, **(users or [{}])[0]}

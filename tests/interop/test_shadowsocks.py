@@ -61,14 +61,14 @@ def sing_box(inbounds, outbounds, ready, at=LOOPBACK):
 
 
 def sing_box_server(method, at=LOOPBACK, **fields):
-    port = free_port(at)
+    port = free_port()
     inbound = {"type": "shadowsocks", "listen": at, "listen_port": port, "method": method}
     inbound |= {"password": PASSWORDS[method], **fields}
     return port, sing_box([inbound], [{"type": "direct"}], port, at)
 
 
 def sing_box_client(method, server, password=None, at=LOOPBACK):
-    port = free_port(at)
+    port = free_port()
     inbound = {"type": "socks", "listen": at, "listen_port": port}
     outbound = {"type": "shadowsocks", "server": at, "server_port": server, "method": method}
     outbound["password"] = PASSWORDS[method] if password is None else password

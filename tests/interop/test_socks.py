@@ -70,7 +70,7 @@ def test_refusal_reaches_curl(scheme):
 
 
 def sing_box(inbound, outbound, at=LOOPBACK):
-    port = free_port(at)
+    port = free_port()
     inbound = {"listen": at, "listen_port": port, **inbound}
     config = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [outbound]}
     return port, program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port, host=at)
