@@ -9,9 +9,9 @@ from gateway.lab.host import Host
 from gateway.lab.links import links, programs
 
 UNSTEADY = (
-    "fs.aio-nr", "fs.dentry-state", "fs.file-nr", "fs.inode-nr", "fs.inode-state", "kernel.ns_last_pid",
-    "kernel.pty.nr", "kernel.random.", "kernel.tainted", "net.netfilter.nf_conntrack_count", "stable_secret",
-    "tcp_fastopen_key", "fs.mqueue.", "kernel.perf_event_max_sample_rate",
+    "fs.aio-nr", "fs.dentry-state", "fs.file-nr", "fs.inode-nr", "fs.inode-state", "fs.mqueue.",
+    "fs.quota.", "kernel.ns_last_pid", "kernel.perf_event_max_sample_rate", "kernel.pty.nr", "kernel.random.",
+    "kernel.tainted", "net.netfilter.nf_conntrack_count", "stable_secret", "tcp_fastopen_key",
 )  # fmt: skip
 """Sysctls that the kernel itself counts, draws or tunes."""
 COMMANDS = {

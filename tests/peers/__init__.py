@@ -39,6 +39,7 @@ SOURCES: dict[str, Source] = {
     "dnsperf": Debian("dnsperf", ("dnsperf",)),
     "ethtool": Debian("ethtool", ("ethtool",)),
     "iperf3": Debian("iperf3", ("iperf3",)),
+    "tcpdump": Debian("tcpdump", ("tcpdump",)),
     "wrk": Debian("wrk", ("wrk",)),
     "kea-dhcp4": Debian("kea-dhcp4-server", ("kea-dhcp4",)),
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),

@@ -154,7 +154,7 @@ def capture(net: Net) -> Iterator[Callable[[], list[Any]]]:
     from scapy.utils import rdpcap
 
     path = net.tmp / "capture.pcap"
-    tool = net.start(net.isp, "tcpdump", "-i", "isp0", "-U", "-w", str(path), "ip")
+    tool = net.start(net.isp, peer("tcpdump"), "-Z", "root", "-i", "isp0", "-U", "-w", str(path), "ip")
     inside(net.router, lambda: until(lambda: path.exists() and path.stat().st_size >= 24))
     yield lambda: list(rdpcap(str(path)))
     net.stop(tool)
