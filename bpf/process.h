@@ -22,21 +22,26 @@
 #define UNKNOWN 30u
 #define OWN 31u
 
-/* settings.wants: what the plan asks for, so that an incomplete answer is known to matter. */
-#define WANT_PATH 1u
-#define WANT_NAME 2u
-#define WANT_GROUP 4u
-
 /* owner.flags */
 #define PATH_INCOMPLETE 1u
 #define NAME_INCOMPLETE 2u
+#define GROUPS_INCOMPLETE 4u
+/* uid and gid are the real ones, not those of file access. */
+#define REAL_USER 8u
+
+/* Bits that the plan gives to any path, name or group: an incomplete answer matters where one of them is not set yet. */
+struct asks {
+	__u64 paths;
+	__u64 names;
+	__u64 gids;
+};
 
 /* Element 0 of the array `settings`. A netns of 0 is nobody's: the programs then do nothing. */
 struct settings {
-	__u64 netns;    /* cookie of the network namespace that is steered */
-	__u32 epoch;    /* which half of each `sides` holds: 0 or 1 */
-	__u32 wants[2]; /* by epoch */
+	__u64 netns; /* cookie of the network namespace that is steered */
+	__u32 epoch; /* which half of each `sides` holds: 0 or 1 */
 	__u32 pad;
+	struct asks asks[2]; /* by epoch */
 };
 
 /* Two plans at once: the one in force and the one before or after it. */

@@ -25,8 +25,8 @@ from gateway.core.stream import Buffer
 from gateway.dns.listener import Listener
 from gateway.host import Host
 from gateway.kernel import cgroup, conntrack, mark
-from gateway.kernel.bpf.process import ProcessMarks
-from gateway.kernel.plan import Capture, LearnedChange, Steering
+from gateway.kernel.bpf.process import KNOWN_LESS, ProcessMarks
+from gateway.kernel.plan import Capture, LearnedChange, Steering, by_user
 from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
 from gateway.options import GatewayOptions
@@ -147,10 +147,13 @@ class Kernel:
         return Capture(lans, inbound.port, port, one_armed=not options.uplinks)
 
     def _steering(self) -> Steering:
-        """The compiled plan; where the process programs are missing every local socket is of an unknown class, so that
-        userspace looks its owner up."""
-        plan = self.compiled.steering
-        return replace(plan, local=()) if "process rules" in self.problems else plan
+        """The compiled plan. Where the CO-RE programs are missing nftables judges users, if the plan asks for nothing
+        else; with paths or names in it every local socket is of an unknown class, so that userspace looks its owner
+        up."""
+        plan, marks = self.compiled.steering, self._marks
+        if "process rules" in self.problems or (marks is not None and marks.instead):
+            return replace(plan, local=(), users=by_user(self.compiled.processes, plan))
+        return plan
 
     def _hold(self) -> None:
         """Raises KernelError."""
@@ -277,7 +280,8 @@ class Kernel:
     def _mark_processes(self) -> None:
         """Programs for the plan's processes; where the kernel refuses them local sockets are of no known class."""
         plan, where = self.compiled.processes, self._state.options.kernel.cgroup
-        self.problems.pop("process rules", None)
+        for key in ("process rules", "process programs"):
+            self.problems.pop(key, None)
         try:
             if self._marks is not None and where != self._marked:
                 self._marks.close()
@@ -287,6 +291,8 @@ class Kernel:
             elif plan.paths or plan.names or plan.uids or plan.gids:
                 self._marks = self._plane.owners.marks = ProcessMarks(where or cgroup.mount_point(), plan)
                 self._marked = where
+            if self._marks is not None and self._marks.instead:
+                self.problems["process programs"] = f"{KNOWN_LESS} ({self._marks.instead})"
         except (KernelError, OSError) as error:
             self._complain("process rules", error)
 

@@ -115,7 +115,10 @@ class SocketOwners:
             return None
         owner = self.marks.owner(found.cookie) if self.marks else None
         if owner is not None:
-            return _of_record(owner)
+            known = _of_record(owner, found.uid)
+            # Without a path: the process has ended, and another may hold the socket.
+            if known.path or owner.complete or not found.inode:
+                return known
         return _of_inode(found.inode, found.uid) if found.inode else None
 
     def _socket(self, network: Network, source: Address, destination: Address) -> Found | None:
@@ -191,11 +194,12 @@ def user_name(uid: int) -> str:
         return ""
 
 
-def _of_record(owner: Owner) -> Process:
+def _of_record(owner: Owner, uid: int) -> Process:
+    """``uid`` is the socket's, for a record that has no better one."""
     path = owner.path if owner.complete else executable(owner.pid)
-    groups = supplementary(owner.pid, owner.uid)
-    gids = (owner.gid, *(gid for gid in groups if gid != owner.gid))
-    return Process(path, owner.uid, user_name(owner.uid), gids, owner.pid)
+    uid, primary = (uid, ()) if owner.real else (owner.uid, (owner.gid,))
+    groups = supplementary(owner.pid, uid)
+    return Process(path, uid, user_name(uid), (*primary, *(gid for gid in groups if gid not in primary)), owner.pid)
 
 
 def _of_inode(inode: int, uid: int) -> Process:

@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 Family = Literal[4, 6]
+LAST_UID = 0xFFFFFFFF
 
 
 class Verdict(IntEnum):
@@ -41,7 +42,7 @@ class Span(NamedTuple):
 
 
 class SourceSpan(NamedTuple):
-    """Source addresses ``first..last`` belong to source class ``number``."""
+    """Source addresses, or uids, ``first..last`` belong to source class ``number``."""
 
     first: int
     last: int
@@ -81,7 +82,8 @@ class Steering:
     """Everything the owned table needs to know of the rules.
 
     ``forwarded4`` / ``forwarded6``: source classes by source address, else ``forwarded``. ``local``: source class by
-    socket class 0..30 (31, our own sockets, never arrives here), else ``unknown``.
+    socket class 0..30 (31, our own sockets, never arrives here), else ``unknown``. ``users`` comes before ``local`` and
+    in its place where it is not empty: source class by the uid of a local socket, for hosts without the CO-RE programs.
     """
 
     profiles: tuple[Profile, ...]
@@ -91,6 +93,7 @@ class Steering:
     forwarded: int
     local: tuple[tuple[int, int], ...]
     unknown: int
+    users: tuple[SourceSpan, ...] = ()
 
 
 class LearnedChange(NamedTuple):
@@ -121,6 +124,30 @@ class ProcessPlan:
     uids: tuple[tuple[int, int], ...] = ()
     gids: tuple[tuple[int, int], ...] = ()
     classes: tuple[tuple[int, int], ...] = ((0, 0),)
+
+
+def by_user(processes: ProcessPlan, steering: Steering) -> tuple[SourceSpan, ...]:
+    """``steering.users`` of a plan that asks for users alone, every uid in it; of any other (), since there the user
+    does not decide."""
+    if processes.paths or processes.names or processes.gids:
+        return ()
+    classes, local = dict(processes.classes), dict(steering.local)
+
+    def number(mask: int) -> int:
+        return local.get(classes.get(mask, -1), steering.unknown)
+
+    masks: dict[int, int] = {}
+    for uid, bits in processes.uids:
+        masks[uid] = masks.get(uid, 0) | bits
+    spans, free = [], 0
+    for uid, mask in sorted(masks.items()):
+        if free < uid:
+            spans.append(SourceSpan(free, uid - 1, number(0)))
+        spans.append(SourceSpan(uid, uid, number(mask)))
+        free = uid + 1
+    if free <= LAST_UID:
+        spans.append(SourceSpan(free, LAST_UID, number(0)))
+    return tuple(spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,13 @@ from typing import Any
 from gateway.core.errors import KernelError
 from gateway.kernel import cgroup, mark
 from gateway.kernel.bpf.loader import library
-from gateway.kernel.bpf.process import load, netns_cookie
+from gateway.kernel.bpf.process import KNOWN_LESS, KNOWN_NOTHING, load, netns_cookie
 
 PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 BTF = Path("/sys/kernel/btf/vmlinux")
+BTF_OPTION = "a kernel with CONFIG_DEBUG_INFO_BTF=y"
+REMEDIES = {"open libbpf.so.1": "apt install libbpf1", "open process.bpf.o": "make -C bpf"}
+"""By the step at which the CO-RE loader failed."""
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 TABLES = {("inet", "gateway"), ("inet", "gateway_base")}
 """Our own, by family and name."""
@@ -120,27 +123,42 @@ def nft_features() -> Iterator[Finding]:
 
 
 def bpf() -> Iterator[Finding]:
-    """cgroup2, BTF, libbpf, the network namespace's cookie, and a load of the object."""
-    lost = "no rules by executable; nft still knows uid and primary gid"
+    """cgroup2, BTF, libbpf, the network namespace's cookie, and a load of the process programs, CO-RE or BCC's."""
     try:
         yield Finding("cgroup2", True, str(cgroup.mount_point()), needed=False)
     except KernelError as error:
         yield Finding("cgroup2", False, str(error), "mount -t cgroup2 none /sys/fs/cgroup", needed=False)
     has = BTF.exists()
-    yield Finding("btf", has, "" if has else lost, "" if has else "a kernel with CONFIG_DEBUG_INFO_BTF=y", needed=False)
+    yield Finding("btf", has, "" if has else "no CO-RE programs", "" if has else BTF_OPTION, needed=False)
     try:
         library()
         yield Finding("libbpf", True, needed=False)
-        yield Finding("netns-cookie", bool(netns_cookie()), needed=False)
-        programs, refused = load()
-        programs.close()
-        detail = (
-            f"without {', '.join(refused)}: an unconnected UDP socket keeps the mark of its birth" if refused else ""
-        )
-        yield Finding("bpf-process", not refused, detail, "Linux 5.12" if refused else "", needed=False)
     except KernelError as error:
-        remedy = {"open libbpf.so.1": "apt install libbpf1", "open process.bpf.o": "make -C bpf"}.get(error.op, "")
-        yield Finding("bpf-process", False, f"{error}\n{lost}", remedy, needed=False)
+        yield Finding("libbpf", False, f"no CO-RE programs ({error})", REMEDIES[error.op], needed=False)
+    try:
+        yield Finding("netns-cookie", bool(netns_cookie()), needed=False)
+    except KernelError as error:
+        yield Finding("netns-cookie", False, str(error), "Linux 5.14", needed=False)
+    yield _process_programs()
+
+
+def _process_programs() -> Finding:
+    try:
+        programs, refused, instead = load()
+    except KernelError as error:
+        remedy = f"{_remedy(str(error))}, or apt install python3-bpfcc"
+        return Finding("bpf-process", False, f"{KNOWN_NOTHING}\n{error}", remedy, needed=False)
+    programs.close()
+    costs = [f"{KNOWN_LESS} ({instead})"] if instead else []
+    if refused:
+        costs.append(f"without {', '.join(refused)}: an unconnected UDP socket keeps the mark of its birth")
+    remedy = _remedy(instead) if instead else "Linux 5.12" if refused else ""
+    return Finding("bpf-process", not costs, "; ".join(costs), remedy, needed=False)
+
+
+def _remedy(refusal: str) -> str:
+    """What lets the CO-RE object be loaded."""
+    return next((remedy for step, remedy in REMEDIES.items() if step in refusal), BTF_OPTION)
 
 
 def _sysctl(name: str) -> str | None:

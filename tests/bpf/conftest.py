@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 from gateway.kernel import cgroup
+from gateway.kernel.bpf.fallback import Compiled
+from gateway.kernel.bpf.process import Loaded, relocated
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.txt").read_text()
@@ -140,6 +142,18 @@ def make_netns(name: str) -> None:
 def objects() -> None:
     """The objects under test are those of the sources."""
     subprocess.run(["make", "-s", "-C", str(ROOT / "bpf")], check=True)
+
+
+LOADERS: dict[str, Callable[[], Loaded]] = {
+    "co-re": lambda: Loaded(relocated(), ()),
+    "bcc": lambda: Loaded(Compiled(), (), "asked for by a test"),
+}
+
+
+@pytest.fixture(params=LOADERS)
+def loader(request: pytest.FixtureRequest) -> Callable[[], Loaded]:
+    """Either way of the programs into the kernel."""
+    return LOADERS[request.param]
 
 
 @pytest.fixture

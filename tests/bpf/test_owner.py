@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import threading
+import time
 from ipaddress import ip_address
 
 import pytest
@@ -15,6 +16,8 @@ from gateway.kernel import owner
 from gateway.kernel.bpf.process import ProcessMarks
 from gateway.kernel.owner import SocketOwners
 from gateway.kernel.plan import ProcessPlan
+
+from .conftest import LOADERS
 
 pytestmark = pytest.mark.root
 LOCAL = {4: "192.0.2.2", 6: "2001:db8::2"}
@@ -38,11 +41,11 @@ def inside(namespace: str, make):
     return result[0]
 
 
-@pytest.fixture(params=["map", "proc"])
+@pytest.fixture(params=[*LOADERS, "proc"])
 def owners(request, ground):
     marks = None
-    if request.param == "map":
-        marks = ProcessMarks(ground.cgroup, ProcessPlan(), netns=ground.cookie())
+    if request.param in LOADERS:
+        marks = ProcessMarks(ground.cgroup, ProcessPlan(), netns=ground.cookie(), load=LOADERS[request.param])
     found = inside(ground.namespace, lambda: SocketOwners(marks))
     yield found
     found.close()
@@ -76,6 +79,28 @@ def test_tcp_and_udp(ground, owners, family: int) -> None:
             # The same socket, asked for under a source that only passes through: not ours.
             foreign = at("198.51.100.7" if family == 4 else "2001:db8:7::7", port)
             assert owners.find(network, foreign, there) is None
+
+
+def test_the_user_is_the_effective_one(ground, owners) -> None:
+    child = ground.start(ground.copy("mailer"))
+    child.order("effective", uid=4003)
+    child.order("open", name="u", kind="udp", local="192.0.2.2", port=7002)
+    child.order("connect", name="u", host="192.0.2.9", port=25)
+    process = owners.find("udp", at("192.0.2.2", 7002), at("192.0.2.9", 25))
+    assert (process.name, process.uid, process.gids[:1]) == ("mailer", 4003, (0,))
+
+
+def test_a_socket_outlives_its_maker(ground, owners) -> None:
+    """A child has it too: by the record of the maker's path, or by looking for who has it now."""
+    child = ground.start(ground.copy("maker"))
+    child.order("open", name="u", kind="udp", local="192.0.2.2", port=7003)
+    child.order("leave")
+    child.process.wait(20)
+    assert owners.find("udp", at("192.0.2.2", 7003), at("192.0.2.9", 25)).name == "maker"
+    child.process.stdin.close()
+    deadline = time.monotonic() + 20
+    while (ground.cgroup / "cgroup.procs").read_text():
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("family", [4, 6])

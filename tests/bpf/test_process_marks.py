@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,12 +15,19 @@ import pytest
 
 from gateway.core.errors import KernelError
 from gateway.kernel import mark
-from gateway.kernel.bpf.process import ProcessMarks, netns_cookie
+from gateway.kernel.bpf.loader import OBJECTS, library
+from gateway.kernel.bpf.process import Loaded, ProcessMarks, netns_cookie
+from gateway.kernel.bpf.record import Owner
 from gateway.kernel.plan import ProcessPlan
+from gateway.lab.links import programs
+
+from .conftest import LOADERS
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {4: "192.0.2.9", 6: "2001:db8::9"}
+ROOT_ALONE = ProcessPlan(uids=((0, 1),), classes=((0, 0), (1, 1)))
+"""What both loaders can judge: the probe runs as root unless told otherwise."""
 
 
 def of(number: int) -> int:
@@ -27,8 +35,8 @@ def of(number: int) -> int:
 
 
 @contextmanager
-def marking(ground, plan: ProcessPlan) -> Iterator[ProcessMarks]:
-    marks = ProcessMarks(ground.cgroup, plan, netns=ground.cookie())
+def marking(ground, plan: ProcessPlan, loader: Callable[[], Loaded] = LOADERS["co-re"]) -> Iterator[ProcessMarks]:
+    marks = ProcessMarks(ground.cgroup, plan, netns=ground.cookie(), load=loader)
     try:
         assert marks.lost == ()
         yield marks
@@ -114,9 +122,9 @@ def test_user_and_groups(ground) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_user_changes_after_creation(ground, family: int) -> None:
+def test_user_changes_after_creation(ground, loader, family: int) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(uids=((4001, 1),), classes=((0, 0), (1, 1)))) as marks:
+    with marking(ground, ProcessPlan(uids=((4001, 1),), classes=((0, 0), (1, 1))), loader) as marks:
         child = ground.start(program)
         for name, kind in (("t", "tcp"), ("c", "udp"), ("u", "udp")):
             assert child.order("open", name=name, kind=kind, family=family) == 0
@@ -139,18 +147,18 @@ def test_groups_change_after_creation(ground) -> None:
         assert child.order("connect", name="t", host="192.0.2.9", port=80) == of(1)
 
 
-def test_another_namespace_stays_unmarked(ground, netns: Callable[[], str]) -> None:
+def test_another_namespace_stays_unmarked(ground, loader, netns: Callable[[], str]) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+    with marking(ground, ROOT_ALONE, loader) as marks:
         child = ground.start(program, netns=netns())
         assert child.order("open", name="t", kind="tcp") == 0
         assert child.order("connect", name="t", host="192.0.2.9", port=80) == 0
         assert marks.owner(child.order("where", name="t")["cookie"]) is None
 
 
-def test_another_cgroup_stays_unmarked(ground) -> None:
+def test_another_cgroup_stays_unmarked(ground, loader) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))):
+    with marking(ground, ROOT_ALONE, loader):
         outside = type(ground)(ground.cgroup.parent, ground.netns, ground.folder)
         try:
             assert outside.start(program).order("open", name="t", kind="tcp") == 0
@@ -160,22 +168,58 @@ def test_another_cgroup_stays_unmarked(ground) -> None:
 
 @pytest.mark.parametrize("own", [mark.OWN, mark.OWN | 0x1234, 0x02000000, 0x0C000000, 0x05000007])
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
-def test_foreign_and_own_marks_are_kept(ground, own: int, kind: str) -> None:
+def test_foreign_and_own_marks_are_kept(ground, loader, own: int, kind: str) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))):
+    with marking(ground, ROOT_ALONE, loader):
         child = ground.start(program)
         child.order("open", name="s", kind=kind)
         assert child.order("own", name="s", own=own) == own
         assert child.order("connect", name="s", host="192.0.2.9", port=80) == own
 
 
-def test_low_bits_belong_to_others(ground) -> None:
+def test_low_bits_belong_to_others(ground, loader) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 29)))):
+    with marking(ground, ProcessPlan(uids=((0, 1),), classes=((0, 0), (1, 29))), loader):
         child = ground.start(program)
         child.order("open", name="s", kind="udp")
         child.order("own", name="s", own=0x00ABCDEF)
         assert child.order("connect", name="s", host="192.0.2.9", port=80) == of(29) | 0x00ABCDEF
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_users_and_groups_without_btf(ground, netns: Callable[[], str], family: int) -> None:
+    """What is certain where helpers alone are asked: the user, and a group where no other could matter."""
+    program, host, elsewhere = ground.copy("tool"), HOSTS[family], netns()
+    unknown = mark.UNKNOWN
+    group = {"gids": ((4100, 2),), "classes": ((0, 0), (1, 1), (2, 2), (3, 3))}
+    with marking(ground, ProcessPlan(), LOADERS["bcc"]) as marks:
+        for plan, uid, gid, groups, expected in (
+            (ProcessPlan(uids=((4001, 1),), classes=((0, 0), (1, 1))), 4001, 4000, [4002], 1),
+            (ProcessPlan(uids=((4001, 1),), classes=((0, 0), (1, 1))), 4002, 4001, [4001], 0),
+            (ProcessPlan(**group), 4001, 4100, [], 2),
+            (ProcessPlan(uids=((4001, 1),), **group), 4001, 4100, [4001], 3),
+            # Of the groups that are not seen one might be 4100.
+            (ProcessPlan(**group), 4001, 4000, [4100], unknown),
+            (ProcessPlan(uids=((4001, 1),), **group), 4001, 4000, [], unknown),
+            (ProcessPlan(gids=((4100, 2), (4200, 4)), classes=((2, 2), (6, 3))), 4001, 4100, [4200], unknown),
+            # Paths and names are never seen, what the thread's name says proves nothing.
+            (ProcessPlan(names=(("tool", 4),), uids=((4001, 1),), classes=((0, 0), (1, 1), (4, 4))),
+             4001, 4000, [], unknown),
+            (ProcessPlan(paths=(("/else", 4),), classes=((0, 0), (4, 4))), 4001, 4000, [], unknown),
+        ):  # fmt: skip
+            marks.apply(plan)
+            ground.forget()
+            child, foreign = (ground.start(program, user=(uid, gid, groups), netns=where) for where in ("", elsewhere))
+            for kind in ("tcp", "udp"):
+                assert child.order("open", name=kind, kind=kind, family=family) == of(expected), (plan, kind)
+                assert foreign.order("open", name=kind, kind=kind, family=family) == 0
+                assert foreign.order("connect", name=kind, host=host, port=80) == 0
+                assert marks.owner(foreign.order("where", name=kind)["cookie"]) is None
+            child.order("connect", name="tcp", host=host, port=80)
+            child.order("sendto", name="udp", host=host, port=53)
+            assert ground.marks(family) == {("tcp", of(expected)), ("udp", of(expected))}
+            owner = marks.owner(child.order("where", name="udp")["cookie"])
+            assert owner == Owner("", False, uid, gid, child.order("pid"), "tool", True)
 
 
 def test_unforeseen_mask_is_unknown(ground) -> None:
@@ -219,22 +263,22 @@ def test_live_update(ground) -> None:
         assert list(marks._maps["paths"]) == []
 
 
-def test_refused_plan_leaves_the_old_one(ground) -> None:
+def test_refused_plan_leaves_the_old_one(ground, loader) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+    with marking(ground, ROOT_ALONE, loader) as marks:
         child = ground.start(program)
         with pytest.raises(KernelError, match="class 30"):
             marks.apply(ProcessPlan(classes=((0, 30),)))
         with pytest.raises(KernelError, match="uids"):
             marks.apply(ProcessPlan(uids=tuple((uid, 1) for uid in range(9000)), classes=((0, 2),)))
         assert child.order("open", name="t", kind="tcp") == of(1)
-        marks.apply(ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 2))))
+        marks.apply(ProcessPlan(uids=((0, 1),), classes=((0, 0), (1, 2))))
         assert child.order("open", name="u", kind="tcp") == of(2)
 
 
-def test_close_detaches_and_repeats(ground) -> None:
+def test_close_detaches_and_repeats(ground, loader) -> None:
     program = ground.copy("tool")
-    with marking(ground, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1)))) as marks:
+    with marking(ground, ROOT_ALONE, loader) as marks:
         child = ground.start(program)
         assert child.order("open", name="a", kind="tcp") == of(1)
         marks.close()
@@ -243,34 +287,71 @@ def test_close_detaches_and_repeats(ground) -> None:
 
 
 HOLDER = """
-import sys, time
+import os, sys
 from gateway.kernel.bpf.process import ProcessMarks
 from gateway.kernel.plan import ProcessPlan
-group, program, cookie = sys.argv[1:]
-marks = ProcessMarks(group, ProcessPlan(paths=((program, 1),), classes=((0, 0), (1, 1))), netns=int(cookie))
-print("ready", flush=True)
+from gateway.kernel.probe import bpf
+group, cookie, libraries = sys.argv[1:]
+os.environ["LD_LIBRARY_PATH"] = libraries  # for children
+marks = ProcessMarks(group, ProcessPlan(uids=((0, 1),), classes=((0, 0), (1, 1))), netns=int(cookie))
+print(marks.instead, "//", {finding.name: finding for finding in bpf()}["bpf-process"], flush=True)
 sys.stdin.read()
 """
 
 
-def test_sigkill_detaches(ground) -> None:
-    program = ground.copy("tool")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(ground.cgroup), program, str(ground.cookie())],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+def holder(ground, script: str = "", libraries: str | Path = "") -> subprocess.Popen[str]:
+    """A process with marks of its own, in a mount namespace that ``script`` has changed."""
+    words = [sys.executable, "-c", HOLDER, str(ground.cgroup), str(ground.cookie()), str(libraries)]
+    script = f'set -e; {script}; exec "$0" "$@"' if script else 'exec "$0" "$@"'
+    return subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, *words],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+@pytest.fixture
+def libbpf() -> Path:
+    library()
+    return Path(next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libbpf" in line))
+
+
+@pytest.mark.parametrize("missing", ["", "btf", "object", "libbpf"])
+def test_what_is_missing_brings_the_other_loader_and_sigkill_detaches(ground, libbpf: Path, missing: str) -> None:
+    program = ground.copy("tool")
+    # A BCC that brings its own libbpf, as others than Debian's do.
+    shutil.copy(libbpf, ground.folder / "libbpf.so.1")
+    script, reason, remedy = {
+        "": ("", "", "ok=True"),
+        "btf": ("mount -t tmpfs none /sys/kernel/btf", "load process.bpf.o: ", "CONFIG_DEBUG_INFO_BTF=y"),
+        "object": (f"mount -t tmpfs none {OBJECTS}", "open process.bpf.o: not built", "make -C bpf"),
+        "libbpf": (f"mount --bind /dev/null {libbpf}", "open libbpf.so.1: ", "apt install libbpf1"),
+    }[missing]
+    held = holder(ground, script, ground.folder)
     try:
-        assert holder.stdout.readline() == "ready\n"
+        instead, _, finding = held.stdout.readline().partition(" //")
+        assert instead.startswith(reason) if missing else instead == ""
+        assert remedy in finding
+        assert ("BCC's program stands in" in finding) == bool(missing)
         child = ground.start(program)
         assert child.order("open", name="a", kind="tcp") == of(1)
     finally:
-        holder.kill()
-        holder.communicate()
+        held.kill()
+        held.communicate()
     # The kernel lets go of links on a work queue.
     deadline = time.monotonic() + 20
-    while child.order("open", name="b", kind="tcp") != 0:
+    while child.order("open", name="b", kind="tcp") != 0 or programs(ground.cgroup):
         assert time.monotonic() < deadline
     assert child.order("open", name="c", kind="udp") == 0
+
+
+def test_neither_loader(ground, libbpf: Path) -> None:
+    """Without libbpf, which Debian's BCC needs too, both reasons are told and nothing is left."""
+    held = holder(ground, f"mount --bind /dev/null {libbpf}")
+    _, told = held.communicate(timeout=60)
+    assert held.returncode == 1
+    assert "load the process programs: open libbpf.so.1: " in told
+    assert "nor with BCC: compile process.bpf.c with BCC: " in told
+    assert programs(ground.cgroup) == []
 
 
 def test_own_cookie_is_this_namespace(ground) -> None:

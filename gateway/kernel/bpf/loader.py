@@ -11,11 +11,12 @@ import functools
 import os
 from collections import deque
 from collections.abc import Iterator
-from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 from types import TracebackType
 
 from gateway.core.errors import KernelError
+from gateway.kernel.bpf.syscall import Map
 
 OBJECTS = Path(__file__).parent / "objects"
 LOG_LINES = 12
@@ -41,10 +42,6 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map__fd": (c_int, (c_void_p,)),
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
-    "bpf_map_update_elem": (c_int, (c_int, c_char_p, c_char_p, c_uint64)),
-    "bpf_map_lookup_elem": (c_int, (c_int, c_char_p, c_void_p)),
-    "bpf_map_delete_elem": (c_int, (c_int, c_char_p)),
-    "bpf_map_get_next_key": (c_int, (c_int, c_char_p, c_void_p)),
     "libbpf_set_print": (c_void_p, (PRINT,)),
 }
 
@@ -89,48 +86,6 @@ def _capture(level: int, form: bytes, arguments: int) -> int:
 
 _PRINTER = PRINT(_capture)
 """Kept alive: libbpf calls it as long as the process lives."""
-
-
-class Map:
-    """One map of a loaded object. Keys and values are bytes of exactly ``key_size`` and ``value_size``."""
-
-    def __init__(self, name: str, fd: int, key_size: int, value_size: int) -> None:
-        self.name = name
-        self.fd = fd
-        self.key_size = key_size
-        self.value_size = value_size
-        self._lib = library()
-        self._value = ctypes.create_string_buffer(value_size)
-
-    def _key(self, key: bytes) -> bytes:
-        if len(key) != self.key_size:
-            raise KernelError(f"BPF map {self.name}", 0, f"key of {len(key)} bytes, not {self.key_size}")
-        return key
-
-    def __getitem__(self, key: bytes) -> bytes:
-        """Raises KeyError."""
-        if self._lib.bpf_map_lookup_elem(self.fd, self._key(key), self._value):
-            raise KeyError(key)
-        return self._value.raw
-
-    def __setitem__(self, key: bytes, value: bytes) -> None:
-        """Add or replace, atomically for readers of a hash. Raises KernelError (E2BIG where the map is full)."""
-        if len(value) != self.value_size:
-            raise KernelError(f"BPF map {self.name}", 0, f"value of {len(value)} bytes, not {self.value_size}")
-        code = self._lib.bpf_map_update_elem(self.fd, self._key(key), value, 0)
-        if code:
-            raise KernelError(f"update BPF map {self.name}", -code)
-
-    def pop(self, key: bytes) -> None:
-        """Delete; an absent key is no error."""
-        self._lib.bpf_map_delete_elem(self.fd, self._key(key))
-
-    def __iter__(self) -> Iterator[bytes]:
-        key: bytes | None = None
-        buffer = ctypes.create_string_buffer(self.key_size)
-        while not self._lib.bpf_map_get_next_key(self.fd, key, buffer):
-            key = buffer.raw
-            yield key
 
 
 class Object:

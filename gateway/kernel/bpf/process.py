@@ -6,15 +6,21 @@ in bits 24-31, or our own, are left alone. Closing (or dying) detaches the progr
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from gateway.core.errors import KernelError
 from gateway.kernel import mark
 from gateway.kernel.bpf import record
-from gateway.kernel.bpf.loader import OBJECTS, Map, Object
+from gateway.kernel.bpf.fallback import Compiled
+from gateway.kernel.bpf.loader import OBJECTS, Object
+from gateway.kernel.bpf.syscall import Map
 from gateway.kernel.plan import ProcessPlan
 
 OBJECT = OBJECTS / "process.bpf.o"
@@ -22,6 +28,11 @@ CONNECT = ("connect4", "connect6")
 SENDMSG = ("sendmsg4", "sendmsg6")
 ROOT_KEY = struct.pack("=I", 0)
 SO_NETNS_COOKIE = 71
+
+LOST = "with rules by path or name userspace judges this host's own flows; with rules by user alone nftables does"
+KNOWN_LESS = f"BCC's program stands in: {LOST}"
+KNOWN_NOTHING = f"{LOST}; owners are looked for in /proc"
+"""What it costs that the CO-RE object cannot be had, for a person: with BCC, and without."""
 
 Table = dict[bytes, int]
 
@@ -36,38 +47,82 @@ def netns_cookie() -> int:
     return int(cookie)
 
 
-def load(path: Path = OBJECT) -> tuple[Object, tuple[str, ...]]:
-    """The loaded object and the programs that this kernel refused. Raises KernelError where it refuses all of it."""
-    without: frozenset[str] = frozenset()
-    while True:
-        programs = Object(path, without)
-        try:
-            programs.load()
-            return programs, tuple(sorted(without))
-        except KernelError:
-            programs.close()
-            if without:
-                raise
-            # Before Linux 5.12 sendmsg4/6 may not set a mark; birth and connect remain.
-            without = frozenset(SENDMSG)
+class Programs(Protocol):
+    """``process.bpf.c`` in the kernel, whichever way it came there: ``loader.Object`` or ``fallback.Compiled``."""
+
+    def map(self, name: str) -> Map: ...
+    def attach_cgroup(self, name: str, cgroup_fd: int) -> None: ...
+    @property
+    def links(self) -> tuple[int, ...]: ...
+    def close(self) -> None: ...
+
+
+class Loaded(NamedTuple):
+    """``lost``: programs that this kernel refused. ``instead``: why it is BCC's program, which knows less; "" = it is
+    not."""
+
+    programs: Programs
+    lost: tuple[str, ...]
+    instead: str = ""
+
+
+def load() -> Loaded:
+    """The CO-RE object, else what BCC compiles. Raises KernelError, with both reasons, where neither can be had."""
+    try:
+        return Loaded(*_without_refused(relocated))
+    except KernelError as error:
+        reason = error
+    try:
+        return Loaded(*_without_refused(Compiled), str(reason).partition("\n")[0].rstrip(": "))
+    except KernelError as error:
+        raise KernelError("load the process programs", 0, f"{reason}\nnor with BCC: {error}") from error
+
+
+def relocated(without: frozenset[str] = frozenset()) -> Object:
+    """The CO-RE object in the kernel. Raises KernelError."""
+    programs = Object(OBJECT, without)
+    try:
+        programs.load()
+    except KernelError:
+        programs.close()
+        raise
+    return programs
+
+
+def _without_refused(load: Callable[[frozenset[str]], Programs]) -> tuple[Programs, tuple[str, ...]]:
+    try:
+        return load(frozenset()), ()
+    except KernelError as error:
+        if not error.errno:
+            raise  # not the kernel's word
+        # Before Linux 5.12 sendmsg4/6 may not set a mark; birth and connect remain.
+        return load(frozenset(SENDMSG)), SENDMSG
 
 
 class ProcessMarks:
     """The cgroup programs, attached to ``cgroup_path`` and marking by ``plan`` in the caller's network namespace.
 
-    ``lost`` names the programs that the kernel refused. Raises KernelError; nothing stays attached then.
+    ``lost`` names the programs that the kernel refused; ``instead`` says why BCC's program stands in for the CO-RE
+    object ("" = it does not), and then no path, no name and no supplementary group is known to the kernel. ``load``
+    brings the programs into the kernel. Raises KernelError; nothing stays attached then.
     """
 
-    def __init__(self, cgroup_path: str | Path, plan: ProcessPlan, *, netns: int | None = None) -> None:
+    def __init__(
+        self,
+        cgroup_path: str | Path,
+        plan: ProcessPlan,
+        *,
+        netns: int | None = None,
+        load: Callable[[], Loaded] = load,
+    ) -> None:
         self._netns = netns_cookie() if netns is None else netns
         self._epoch = 0
         self._plan = ProcessPlan()
         self._tables: dict[str, Table] = {}
-        self._object, self.lost = load()
+        self._programs, self.lost, self.instead = load()
         try:
-            self._maps = {name: self._object.map(name) for name in ("paths", "names", "uids", "gids", "classes")}
-            self._settings = self._object.map("settings")
-            self._owners = self._object.map("owners")
+            self._maps = {name: self._programs.map(name) for name in record.MAPS}
+            self._settings, self._owners = self._maps["settings"], self._maps["owners"]
             self._check()
             self.apply(plan)
             self._attach(cgroup_path)
@@ -76,9 +131,9 @@ class ProcessMarks:
             raise
 
     def _check(self) -> None:
-        sizes = (self._settings.value_size, self._owners.value_size, self._maps["paths"].key_size)
-        if sizes != (record.SETTINGS.size, record.OWNER.size, record.PATH):
-            raise KernelError(f"load {OBJECT.name}", 0, "built from another version (make -C bpf)")
+        for name, (_, *sizes, _, _) in record.MAPS.items():
+            if [self._maps[name].key_size, self._maps[name].value_size] != sizes:
+                raise KernelError(f"load {OBJECT.name}", 0, "built from another version (make -C bpf)")
 
     def _attach(self, cgroup_path: str | Path) -> None:
         try:
@@ -88,7 +143,7 @@ class ProcessMarks:
         try:
             for name in ("sock_create", *CONNECT, *SENDMSG):
                 if name not in self.lost:
-                    self._object.attach_cgroup(name, fd)
+                    self._programs.attach_cgroup(name, fd)
         finally:
             os.close(fd)
 
@@ -103,10 +158,9 @@ class ProcessMarks:
         side = 1 - self._epoch
         for name, table in new.items():
             _write(self._maps[name], self._tables.get(name, {}), table, side)
-        wants = [0, 0]
-        wants[self._epoch] = wanted(self._plan)
-        wants[side] = wanted(plan)
-        self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, side, *wants, 0)
+        asks = [asked(plan), asked(plan)]
+        asks[self._epoch] = asked(self._plan)
+        self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, side, 0, *asks[0], *asks[1])
         self._tables, self._plan, self._epoch = new, plan, side
 
     def owner(self, cookie: int) -> record.Owner | None:
@@ -120,11 +174,11 @@ class ProcessMarks:
     @property
     def links(self) -> tuple[int, ...]:
         """Descriptors whose copies keep the programs attached, with the plan that is in force."""
-        return self._object.links
+        return self._programs.links
 
     def close(self) -> None:
         """Detach. Any number of times."""
-        self._object.close()
+        self._programs.close()
 
 
 def tables(plan: ProcessPlan) -> dict[str, Table]:
@@ -141,10 +195,14 @@ def tables(plan: ProcessPlan) -> dict[str, Table]:
     }
 
 
-def wanted(plan: ProcessPlan) -> int:
-    """What the plan asks for; an executable whose path or groups cannot be seen whole matters only then."""
-    asked = ((plan.paths, record.WANT_PATH), (plan.names, record.WANT_NAME), (plan.gids, record.WANT_GROUP))
-    return sum(flag for entries, flag in asked if entries)
+def asked(plan: ProcessPlan) -> tuple[int, int, int]:
+    """Bits that any path, any name, any group sets: a process of which one of these cannot be seen whole might have
+    them."""
+    paths, names, gids = (
+        functools.reduce(operator.or_, (bits for _, bits in entries), 0)
+        for entries in (plan.paths, plan.names, plan.gids)
+    )
+    return paths, names, gids
 
 
 def _write(target: Map, current: Table, new: Table, side: int) -> None:

@@ -15,15 +15,25 @@ PATH = 320
 DEPTH = 48
 GROUPS = 64
 
-WANT_PATH = 1
-WANT_NAME = 2
-WANT_GROUP = 4
-
 PATH_INCOMPLETE = 1
+REAL_USER = 8
 
-SETTINGS = struct.Struct("=QIIII")
+SETTINGS = struct.Struct("=QII6Q")
 SIDES = struct.Struct("=QQ")
 OWNER = struct.Struct(f"={PATH}s16sIIII")
+
+HASH, ARRAY, LRU_HASH = 1, 2, 9  # enum bpf_map_type
+NO_PREALLOC = 1
+MAPS = {
+    "settings": (ARRAY, 4, SETTINGS.size, 1, 0),
+    "paths": (HASH, PATH, SIDES.size, 8192, NO_PREALLOC),
+    "names": (HASH, COMPONENT, SIDES.size, 8192, NO_PREALLOC),
+    "uids": (HASH, 4, SIDES.size, 8192, NO_PREALLOC),
+    "gids": (HASH, 4, SIDES.size, 8192, NO_PREALLOC),
+    "classes": (HASH, 8, SIDES.size, 32768, NO_PREALLOC),
+    "owners": (LRU_HASH, 8, OWNER.size, 8192, 0),
+}
+"""Map -> type, bytes of key and value, entries, flags: as ``bpf/co_re.h`` declares them."""
 
 Rules = Mapping[bytes, int]
 
@@ -39,6 +49,8 @@ class Owner:
     gid: int
     pid: int
     comm: str
+    real: bool = False
+    """``uid`` and ``gid`` are the process's real ones, not those of file access (fsuid)."""
 
 
 def path_key(path: str) -> bytes | None:
@@ -84,4 +96,6 @@ def parse_owner(data: bytes) -> Owner:
     parts = path.split(b"\0")
     names = parts[: parts.index(b"")] if b"" in parts else parts
     text = "/" + b"/".join(reversed(names)).decode(errors="surrogateescape") if complete and names else ""
-    return Owner(text, complete, uid, gid, pid, comm.partition(b"\0")[0].decode(errors="replace"))
+    return Owner(
+        text, complete, uid, gid, pid, comm.partition(b"\0")[0].decode(errors="replace"), bool(flags & REAL_USER)
+    )

@@ -10,21 +10,18 @@ import fcntl
 import os
 import socket
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import KernelError
+from gateway.kernel import shipped
 
 DEBIAN = "/usr/lib/python3/dist-packages"
 
 
 def folder() -> Path:
-    """Where the ``.nft`` files are: beside the package in a checkout, below the prefix when installed (``pip install
-    --target`` has none but its own folder)."""
-    top, share = Path(__file__).resolve().parents[3], Path("share/gateway/nft")
-    places = (top / "nft", top / share, Path(sysconfig.get_path("data")) / share)
-    return next((place for place in places if (place / "base.nft").is_file()), places[-1])
+    """Where the ``.nft`` files are."""
+    return shipped.folder("nft", "base.nft")
 
 
 class Library:

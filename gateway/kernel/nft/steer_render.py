@@ -179,11 +179,18 @@ def _forwarded(steering: Steering, generation: int) -> Iterator[str]:
 def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[str]:
     if not capture.one_armed:
         yield "oifname @lans accept"
+    users = [
+        f"{_range(str(first), str(last))} : goto {_class_name(steering, generation, number)}"
+        for first, last, number in steering.users
+    ]
     rows = [
         f"{socket << mark.SOCKET_SHIFT:#010x} : goto {_class_name(steering, generation, number)}"
         for socket, number in steering.local
     ]
-    if rows:
+    if users:
+        # A socket without a file has no user here: it goes on to the last line.
+        yield f"meta skuid vmap {{ {', '.join(users)} }}"
+    elif rows:
         yield f"meta mark & {mark.SOCKET:#010x} vmap {{ {', '.join(rows)} }}"
     yield f"goto {_class_name(steering, generation, steering.unknown)}"
 

@@ -10,11 +10,22 @@ import socket
 import struct
 import sys
 import threading
+from dataclasses import replace
 from ipaddress import ip_address
 
 from gateway.core.address import Address
 from gateway.kernel import mark
-from gateway.kernel.plan import Capture, LearnedChange, PortRow, Profile, SourceClass, Span, Steering, Verdict
+from gateway.kernel.plan import (
+    Capture,
+    LearnedChange,
+    PortRow,
+    Profile,
+    SourceClass,
+    SourceSpan,
+    Span,
+    Steering,
+    Verdict,
+)
 from gateway.kernel.steer import Steerer
 
 TRANSPARENT, TRANSPARENT6, ORIGINAL, ORIGINAL6 = 19, 75, 20, 74
@@ -116,6 +127,9 @@ def main() -> None:
                 steerer.elements([change])
             elif words[0] == "apply":
                 steerer.apply(steering(Verdict[words[1].upper()]), capture)
+            elif words[0] == "users":
+                spans_of = [SourceSpan(0, int(words[1]) - 1, 0), SourceSpan(int(words[1]), int(words[1]), 1)]
+                steerer.apply(replace(steering(), local=(), users=tuple(spans_of)), capture)
             elif words[0] == "deaf":
                 steerer.apply(steering(), Capture(("lan0",), port + 1, dns_port=5353))
             elif words[0] == "close":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 
 import pytest
 
@@ -102,6 +103,29 @@ def test_a_reload_keeps_intervals_and_what_was_learned(net, owner):
 def test_sockets_of_our_own_and_of_a_class_are_not_steered(net, owner, kind):
     for value in (mark.OWN, 3 << mark.SOCKET_SHIFT):
         assert net.ask(kind, net.gateway, "198.51.100.2", mark=value).startswith("server ")
+
+
+AS_USER = """
+import os, socket, sys
+kind, site, real, effective = sys.argv[1:]
+os.setresuid(int(real), int(effective), 0)
+sock = socket.socket(socket.AF_INET6 if ":" in site else socket.AF_INET, getattr(socket, kind))
+sock.settimeout(10)
+sock.connect((site, 80))
+sock.send(b"?")
+print(sock.recv(100).decode())
+"""
+
+
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_local_flows_by_user(net, owner, kind, prefix):
+    """User 4001 is direct whatever the rules say; a program of others that takes on its rights is it."""
+    owner.tell("users 4001")
+    for real, effective, direct in ((4001, 4001, True), (4002, 4001, True), (4001, 4002, False), (0, 0, False)):
+        command = [sys.executable, "-c", AS_USER, kind, f"{prefix}2", str(real), str(effective)]
+        answer = net.gateway.run(command, check=True).out
+        assert answer.startswith("server " if direct else "owner "), (real, effective)
 
 
 def test_foreign_mark_bits_are_kept(net, owner):

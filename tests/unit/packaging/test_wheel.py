@@ -25,7 +25,7 @@ print(json.dumps([str(folder()), sorted(path.name for path in folder().iterdir()
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("wheel")
     source = tmp / "source"
-    for name in ("gateway", "nft"):
+    for name in ("gateway", "nft", "bpf"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
@@ -52,6 +52,9 @@ def test_the_wheel_holds_all_that_is_read_at_run_time(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.rpartition("/")[2] for name in names if "/share/gateway/nft/" in name} == {
         path.name for path in (ROOT / "nft").glob("*.nft")
+    }
+    assert {name.rpartition("/")[2] for name in names if "/share/gateway/bpf/" in name} == {
+        path.name for path in (ROOT / "bpf").glob("*.[ch]")
     }
     for suffix in (".o", ".json"):
         wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "gateway").rglob(f"*{suffix}")}

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.errors import KernelError
 from gateway.kernel.bpf import record
-from gateway.kernel.bpf.process import tables, wanted
+from gateway.kernel.bpf.process import asked, tables
 from gateway.kernel.plan import ProcessPlan
 
 HEADER = (Path(__file__).resolve().parents[4] / "bpf/process.h").read_text()
@@ -18,8 +18,21 @@ HEADER = (Path(__file__).resolve().parents[4] / "bpf/process.h").read_text()
 
 def test_bounds_agree_with_the_header() -> None:
     values = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)u?\n", HEADER)}
-    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "WANT_PATH", "WANT_NAME", "WANT_GROUP", "PATH_INCOMPLETE"):
+    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "PATH_INCOMPLETE", "REAL_USER"):
         assert values[name] == getattr(record, name), name
+
+
+def test_maps_are_those_of_the_co_re_object() -> None:
+    """The other loader makes its own; their sizes in bytes are compared where the object is loaded."""
+    source = (Path(__file__).resolve().parents[4] / "bpf/co_re.h").read_text()
+    rules = dict(re.findall(r"^RULES\((\w+), \w+, (\d+)\);", source, re.M))
+    whole = {name: (kind, entries) for kind, entries, name in re.findall(
+        r"__uint\(type, BPF_MAP_TYPE_(\w+)\);\s+__uint\(max_entries, (\d+)\);[^}]*} (\w+) SEC", source)}  # fmt: skip
+    declared = {name: ("HASH", entries, record.NO_PREALLOC) for name, entries in rules.items()}
+    declared |= {name: (*found, 0) for name, found in whole.items()}
+    assert {
+        name: (getattr(record, kind), int(entries), flags) for name, (kind, entries, flags) in declared.items()
+    } == {name: (kind, entries, flags) for name, (kind, _, _, entries, flags) in record.MAPS.items()}
 
 
 def test_path_key_runs_from_leaf_to_root() -> None:
@@ -37,6 +50,8 @@ def test_owner_round_trip() -> None:
     assert record.parse_owner(data) == record.Owner("/opt/a b/tool", True, 1000, 100, 7, "tool")
     cut = record.OWNER.pack(b"tool\0deep\0", b"tool", 7, 0, 0, record.PATH_INCOMPLETE)
     assert record.parse_owner(cut).path == ""
+    real = record.OWNER.pack(b"", b"tool", 7, 1000, 100, record.PATH_INCOMPLETE | record.REAL_USER)
+    assert record.parse_owner(real) == record.Owner("", False, 1000, 100, 7, "tool", True)
     for size in range(len(data)):
         with pytest.raises(struct.error):
             record.parse_owner(data[:size])
@@ -47,7 +62,8 @@ def test_tables_unite_and_refuse() -> None:
     made = tables(plan)
     assert made["uids"] == {bytes(4): 5}
     assert made["names"] == {}
-    assert wanted(plan) == record.WANT_NAME
+    assert asked(plan) == (0, 2, 0)
+    assert asked(ProcessPlan(paths=(("/a", 1), ("/b", 4)), gids=((1, 8), (2, 8)))) == (5, 0, 8)
     assert made["classes"] == {bytes(8): 1, struct.pack("=Q", 5): 30}
     for number in (-1, 30, 31):
         with pytest.raises(KernelError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from gateway.kernel import mark
 from gateway.kernel.nft.diff import transaction
 from gateway.kernel.nft.steer_render import Objects, interval_name, learned_commands, objects
 from gateway.kernel.plan import (
+    LAST_UID,
     Capture,
     LearnedChange,
     PortRow,
+    ProcessPlan,
     Profile,
     SourceClass,
     SourceSpan,
     Span,
     Steering,
     Verdict,
+    by_user,
 )
 
 SKELETON = (Path(__file__).resolve().parents[4] / "nft/steer.nft").read_text()
@@ -62,6 +66,33 @@ def test_ports_sources_and_socket_classes():
     )
     assert found.fixed["forwarded"][0] == "ip saddr vmap { 192.0.2.0-192.0.2.255 : goto g7_class_0 }"
     assert "0x18000000 : goto g7_class_0" in found.fixed["local"][1]
+
+
+def test_users_come_in_place_of_socket_classes():
+    plan = steering(profile(), local=((3, 0),), users=(SourceSpan(0, 999, 0), SourceSpan(1000, 1000, 0)))
+    assert objects(plan, CAPTURE, 1).fixed["local"][1:] == (
+        "meta skuid vmap { 0-999 : goto g1_class_0, 1000 : goto g1_class_0 }",
+        "goto g1_class_0",
+    )
+
+
+@pytest.mark.parametrize("uids", [(), ((0, 1),), ((5, 1), (6, 2), (5, 4)), ((LAST_UID, 1), (0, 2))])
+def test_users_have_the_class_that_their_mask_has(uids):
+    masks = ((0, 0), (1, 3), (2, 4))  # not listed: 5
+    plan = steering(profile(), local=((0, 7), (3, 8), (4, 9)), unknown=6)
+    processes = ProcessPlan(uids=uids, classes=masks)
+    spans = by_user(processes, plan)
+    assert (spans[0].first, spans[-1].last) == (0, LAST_UID)
+    assert all(after.first == before.last + 1 for before, after in pairwise(spans))
+    for uid in (0, 1, 4, 5, 6, 7, LAST_UID - 1, LAST_UID):
+        mask = sum({bits for known, bits in uids if known == uid})
+        (found,) = (span.number for span in spans if span.first <= uid <= span.last)
+        assert found == {0: 7, 1: 8, 2: 9}.get(mask, 6)
+
+
+@pytest.mark.parametrize("more", [{"paths": (("/bin/sh", 2),)}, {"names": (("sh", 2),)}, {"gids": ((5, 2),)}])
+def test_users_do_not_decide_beside_what_they_do_not_tell(more):
+    assert by_user(ProcessPlan(uids=((5, 1),), **more), steering(profile())) == ()
 
 
 def test_local_flows_may_be_left_alone():

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * For process.bpf.c as a CO-RE object: maps that libbpf makes, and a task seen whole, through relocated fields.
+ */
+#ifndef GATEWAY_CO_RE_H
+#define GATEWAY_CO_RE_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include "executable.h"
+
+#define MAP(NAME) (&NAME)
+
+char LICENSE[] SEC("license") = "GPL";
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+#define RULES(NAME, KEY, SIZE) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_HASH); \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__uint(max_entries, SIZE); \
+		__type(key, KEY); \
+		__type(value, struct sides); \
+	} NAME SEC(".maps")
+
+typedef char path_key[PATH];
+typedef char name_key[COMPONENT];
+
+RULES(paths, path_key, 8192);
+RULES(names, name_key, 8192);
+RULES(uids, __u32, 8192);
+RULES(gids, __u32, 8192);
+/* mask -> socket class + 1; 0 on a side: the mask is not of that plan. */
+RULES(classes, __u64, 32768);
+
+/* At the bound the socket used longest ago is forgotten; its owner is then found through /proc. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct owner);
+} owners SEC(".maps");
+
+/* process.bpf.c */
+static __always_inline __u64 bits(void *map, void *key, __u32 epoch);
+
+/* Path and name. The name is looked up while the leaf stands alone in the buffer: its first bytes are then the key. */
+static __always_inline __u64 by_executable(struct task_struct *task, struct owner *owner, __u32 epoch)
+{
+	struct place place;
+	__u64 mask, at;
+	int i, end = 0;
+
+	if (!executable(task, &place))
+		return 0;
+	at = append(owner->path, 0, place.dentry);
+	if (!at) {
+		owner->flags = PATH_INCOMPLETE | NAME_INCOMPLETE;
+		return 0;
+	}
+	mask = bits(MAP(names), owner->path, epoch);
+	place.dentry = parent_of(place.dentry);
+	for (i = 0; i < DEPTH; i++) {
+		if (climb(&place, &end)) {
+			if (end)
+				return mask | bits(MAP(paths), owner->path, epoch);
+			continue;
+		}
+		at = append(owner->path, at, place.dentry);
+		if (!at)
+			break;
+		place.dentry = parent_of(place.dentry);
+	}
+	owner->flags = PATH_INCOMPLETE;
+	return mask;
+}
+
+/* uid, gid and supplementary groups, of which GROUPS are looked at. */
+static __always_inline __u64 by_user(struct task_struct *task, struct owner *owner, __u32 epoch)
+{
+	const struct cred *cred = BPF_CORE_READ(task, cred);
+	struct group_info *info = BPF_CORE_READ(cred, group_info);
+	void *list = __builtin_preserve_access_index(&info->gid);
+	int count = BPF_CORE_READ(info, ngroups);
+	__u64 mask;
+	__u32 gid;
+	int i;
+
+	/* fsuid and fsgid: what the kernel gives a socket's inode, so what sock_diag and nft's skuid show. */
+	owner->uid = BPF_CORE_READ(cred, fsuid.val);
+	owner->gid = BPF_CORE_READ(cred, fsgid.val);
+	mask = bits(MAP(uids), &owner->uid, epoch) | bits(MAP(gids), &owner->gid, epoch);
+	for (i = 0; i < GROUPS; i++) {
+		if (i >= count)
+			break;
+		if (bpf_probe_read_kernel(&gid, sizeof(gid), list + i * sizeof(gid)))
+			break;
+		mask |= bits(MAP(gids), &gid, epoch);
+	}
+	if (count > GROUPS)
+		owner->flags |= GROUPS_INCOMPLETE;
+	return mask;
+}
+
+static __always_inline __u64 observe(struct owner *owner, __u32 epoch)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u64 mask = by_executable(task, owner, epoch);
+
+	return mask | by_user(task, owner, epoch);
+}
+
+#endif
