@@ -56,7 +56,7 @@ class Begun(NamedTuple):
     """A connection that was begun without waiting for it."""
 
     sock: socket
-    """Non-blocking, without a layer; the caller owns it."""
+    """Non-blocking, without a layer and without keep-alive, which few flows live to need; the caller owns it."""
     sent: int
     """How many of the first bytes it has taken, -1 while it is not connected."""
     patience: float

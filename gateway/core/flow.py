@@ -26,8 +26,7 @@ class Process(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(NamedTuple):
     """What is known when a flow enters: never changed afterwards."""
 
     network: Network

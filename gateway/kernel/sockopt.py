@@ -5,6 +5,7 @@ Numbers from linux/in.h, in6.h, udp.h, netfilter_ipv4.h (Python's socket module 
 
 from __future__ import annotations
 
+import _socket
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
@@ -20,15 +21,36 @@ SO_ORIGINAL_DST = 80
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_BIND_ADDRESS_NO_PORT = 24
+KEEP_ALIVE = 600
 
 _INET, _INET6, _STREAM = int(socket.AF_INET), int(socket.AF_INET6), int(socket.SOCK_STREAM)
+_NEW = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+class Socket(socket.socket):
+    """One without the notes that the standard library keeps for ``makefile``: a flow makes and closes two of them, and
+    that would cost it as much as its rules."""
+
+    __slots__ = ()
+    __init__ = _socket.socket.__init__
+    close = _socket.socket.close
+    family = _socket.socket.family  # type: ignore[assignment]
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def connection(family: int, protocol: int = 0) -> socket.socket:
+    """A new non-blocking TCP socket, not connected yet. Raises OSError."""
+    sock: socket.socket = Socket(family, _NEW, protocol)
+    return sock
 
 
 def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
     """The next connection as a non-blocking socket, and who began it. ``socket.accept`` and ``setblocking`` take half
     as long again: they ask the listener's family and kind through enumerations. Raises OSError, BlockingIOError."""
     fd, name = listener._accept()  # type: ignore[attr-defined]
-    sock = socket.socket(_INET6 if len(name) == 4 else _INET, _STREAM, 0, fd)
+    sock = Socket(_INET6 if len(name) == 4 else _INET, _STREAM, 0, fd)
     sock.setblocking(False)
     return sock, name
 
@@ -62,6 +84,13 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     if mark:
         # As bytes: Python takes an int for a signed one, and a mark may have bit 31.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
+
+
+def set_keep_alive(sock: socket.socket, idle: int = KEEP_ALIVE) -> None:
+    """Let the kernel find out whether a peer is dead that has been silent for ``idle`` seconds; then every 75 (both
+    sing-box's figures, the second one the kernel's own)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
 
 
 def set_transparent(sock: socket.socket) -> None:

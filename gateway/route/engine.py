@@ -86,12 +86,12 @@ class Walk:
         rules = engine.rules
         if self._index:  # else it has just been made of them
             subject.learn(self._domain, self._findings)
-        while self._index < len(rules):
-            index = self._index
+        while True:
+            index = self._index if subject.name or trace is not None else engine.nameless[self._index]
+            if index >= len(rules):
+                break
             match, action, _ = rules[index]
-            self._index += 1
-            if match.named and not subject.name and trace is None:
-                continue
+            self._index = index + 1
             held = matches(match, subject)
             if trace is not None:
                 trace.steps.append((index, held, type(action).__name__))
@@ -164,12 +164,17 @@ class Engine:
     """The ordered rules of one configuration. ``final`` is an outbound's tag (the caller resolved the default);
     ``sets`` maps the tags of rule sets to their rules."""
 
-    __slots__ = ("final", "rules", "sets")
+    __slots__ = ("final", "nameless", "rules", "sets")
 
     def __init__(
         self, rules: Sequence[RouteRule], final: str, sets: Mapping[str, Sequence[Rule]] | None = None
     ) -> None:
         self.rules = tuple(rules)
+        # From each place on the next rule that a flow without a name may meet: most flows pass many that need one.
+        nameless = [len(self.rules)]
+        for index in reversed(range(len(self.rules))):
+            nameless.append(nameless[-1] if self.rules[index].match.named else index)
+        self.nameless = tuple(reversed(nameless))
         self.final = final
         self.sets: Sets = sets or {}
 

@@ -7,7 +7,7 @@
 
 One handler a socket. A socket that cannot take more stops the reading of the other one (back-pressure by the epoll
 mask); what it did not take is all that a flow ever holds. End of stream and reset are passed on as what they are. Dead
-peers are found by TCP keep-alive, which both ends have on.
+peers are found by TCP keep-alive (``lasts``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gateway.core.contracts import Edge
 from gateway.core.errors import GatewayError
 from gateway.core.stream import Buffer, Layer, SocketBacked, Stream
 from gateway.kernel.edge import HUP, IN, OUT, RDHUP
+from gateway.kernel.sockopt import set_keep_alive
 from gateway.kernel.splice import Pipe, Pipes
 
 FIRST = 1 << 16
@@ -134,6 +135,8 @@ class Side:
                 break
             if count == 0:
                 self.eof = True
+                if self._end():
+                    return
             elif self.peer.out or self.pipe is not None:
                 self._stall()
                 return
@@ -323,6 +326,14 @@ class SocketRelay:
     @property
     def down(self) -> int:
         return self.remote.moved
+
+    def lasts(self) -> None:
+        """From now on the kernel looks whether the remote end is still there; the client's socket has this from its
+        listener."""
+        try:
+            set_keep_alive(self.remote.sock)
+        except OSError:
+            pass  # it ends in this very turn
 
     def finish(self, error: BaseException | None) -> None:
         done, self._done = self._done, None

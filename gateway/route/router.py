@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from gateway.core.address import IP, Address
@@ -21,7 +20,7 @@ from gateway.route.engine import Decision, Engine, Request, ResolveRequest, Snif
 from gateway.route.entry import PROMPT, Entry, Patience, abort, bare
 from gateway.route.flood import Flood
 from gateway.route.limit import Limit
-from gateway.route.relay import relay
+from gateway.route.relay import SocketRelay, relay
 from gateway.route.running import RunningStream
 from gateway.route.session import Sessions
 from gateway.route.sniff import NEED_MORE, Sniffed, note, sniff_stream
@@ -32,6 +31,9 @@ DNS_IDLE = 10.0
 """Seconds that a hijacked DNS connection may be silent."""
 DROPPED = 60.0
 """Seconds that a connection whose rule says ``drop`` is held without an answer."""
+
+LASTING = 60.0
+"""Seconds after which a flow is one whose ends may die unnoticed."""
 
 Accepted = Callable[[bool], Awaitable[None]]
 
@@ -54,6 +56,9 @@ class Router:
         self.pipes = Pipes()
         self.patience = Patience(wiring.edge.loop)
         self._streams: set[RunningStream] = set()
+        self._looked = self._clock() - LASTING
+        """Flows that began until then have been told to last."""
+        self._watch = wiring.edge.loop.call_later(LASTING, self._lasting)
         self.sessions = Sessions(self, wiring)
 
     # -- decisions, shared with the sessions
@@ -69,7 +74,7 @@ class Router:
         if flow.process is not None:
             return flow
         process = self._wiring.owners.find(flow.network, flow.source, flow.destination)
-        return flow if process is None else replace(flow, process=process)
+        return flow if process is None else flow._replace(process=process)
 
     async def resolve(self, request: ResolveRequest, findings: Findings) -> None:
         """Raises DialError."""
@@ -243,6 +248,14 @@ class Router:
             self._streams.discard(running)
             self.limit.leave("tcp", running.flow.source.host)
 
+    def _lasting(self) -> None:
+        """Each flow meets this once, when it is one or two minutes old: most are over by then."""
+        before, self._looked = self._looked, self._clock() - LASTING
+        for running in self._streams:
+            if before < running.since <= self._looked and isinstance(running.relay, SocketRelay):
+                running.relay.lasts()
+        self._watch = self.edge.loop.call_later(LASTING, self._lasting)
+
     # -- datagrams
 
     def route_packet(self, flow: Flow, data: Buffer, reply: Receiver, segment: int = 0) -> None:
@@ -298,6 +311,7 @@ class Router:
         self.close_flows(lambda running: True)
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.sessions.close()
+        self._watch.cancel()
         self.patience.close()
         self.pipes.close()
 

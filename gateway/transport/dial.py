@@ -21,14 +21,12 @@ from gateway.core.errors import DialError
 from gateway.core.flow import Flow, Network
 from gateway.core.stream import Buffer, PacketConn, Stream
 from gateway.kernel.mark import BYTE
-from gateway.kernel.sockopt import IP_BIND_ADDRESS_NO_PORT, set_mark
+from gateway.kernel.sockopt import IP_BIND_ADDRESS_NO_PORT, connection, set_keep_alive, set_mark
 from gateway.transport.tcp import SocketStream
 from gateway.transport.udp import Mapping, open_socket
 
 IPPROTO_MPTCP = 262
 TCP_FASTOPEN_CONNECT = 30
-KEEP_ALIVE, KEEP_ALIVE_INTERVAL = 600, 75
-"""Seconds, sing-box's defaults."""
 ATTEMPTS = 16
 """Addresses of one name that are tried."""
 
@@ -65,7 +63,7 @@ class Dialer:
         if ip is None or options.detour:
             return None
         try:
-            sock = self._stream_socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
+            sock = self._stream_socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6, lasting=False)
             try:
                 if first and not options.tcp_multi_path:
                     # The handshake's last segment then waits for the first bytes and goes with them.
@@ -199,22 +197,20 @@ class Dialer:
                 task.cancel()
                 task.add_done_callback(_discard)
 
-    def _stream_socket(self, family: int) -> socket.socket:
+    def _stream_socket(self, family: int, *, lasting: bool = True) -> socket.socket:
         options = self._options
-        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         sock: socket.socket | None = None
         if options.tcp_multi_path:
             try:
-                sock = socket.socket(family, kind, IPPROTO_MPTCP)
+                sock = connection(family, IPPROTO_MPTCP)
             except OSError:
                 pass  # a kernel without MPTCP: plain TCP, as RFC 8684 falls back too
-        sock = sock or socket.socket(family, kind)
+        sock = sock or connection(family)
         try:
             self._prepare(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL)
+            if lasting:
+                set_keep_alive(sock)
             if options.tcp_fast_open:
                 sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
         except BaseException:
@@ -240,8 +236,7 @@ class Dialer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         if options.reuse_addr:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound = self._binds.get(sock.family)
-        if bound:
+        if self._binds and (bound := self._binds.get(sock.family)):
             if sock.type == socket.SOCK_STREAM:
                 # The port is chosen at connect, by the whole four-tuple: no lack of ports for many peers.
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import replace
 
 import h11
 
@@ -76,7 +75,7 @@ class Exchange:
             if not connected.done():
                 connected.set_result(done)
 
-        flow = replace(self._flow, destination=address, user=user)
+        flow = self._flow._replace(destination=address, user=user)
         self._wiring.router.route_stream(flow, SocketStream(self._wiring.edge, theirs), accepted)
         return await connected
 

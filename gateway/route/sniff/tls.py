@@ -15,6 +15,8 @@ _HELLO = 1 << 16
 
 
 def sniff(data: bytes) -> Sniffed | More | None:
+    if data and data[0] != _HANDSHAKE:
+        return None
     found = handshake(data)
     if not isinstance(found, bytes):
         return found

@@ -313,6 +313,25 @@ def test_a_silent_client_that_leaves_is_forgotten() -> None:
     run(body, sniffed("slow"))
 
 
+def test_a_flow_that_lasts_learns_of_a_dead_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is born without keep-alive, like those of the short flows."""
+    monkeypatch.setattr("gateway.route.router.LASTING", 0.05)
+
+    async def body(house: House) -> None:
+        server, address = await serve()
+        client = house.client(address)
+        await ask(client, b"hello")
+        (running,) = house.router.flows()
+        remote = running.relay.remote.sock  # type: ignore[attr-defined]
+        assert not remote.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        await until(lambda: remote.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        assert remote.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 600
+        client.close()
+        server.close()
+
+    run(body, to("direct"))
+
+
 @pytest.mark.parametrize("case", ["reject", "block", "dial", "missing"])
 def test_what_cannot_go_on_is_refused_once(case: str) -> None:
     def script(flow: Flow, findings: Findings) -> Iterator[Any]:
