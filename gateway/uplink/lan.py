@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.core.address import IP
 from gateway.core.errors import KernelError
+from gateway.kernel import sysctl
 from gateway.kernel.netlink.diff import Address
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
@@ -48,6 +49,7 @@ class Lans:
         self._netlink = netlink
         self._monitor = monitor
         self._servers = servers
+        self._record = record
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -118,6 +120,8 @@ class Lans:
             self.problems[lan.interface] = "interface is absent"
             return
         try:
+            # nft/base.nft refuses our own addresses as sources.
+            sysctl.write(f"net/ipv4/conf/{lan.interface}/accept_local", 1, self._record)
             await self._netlink.set_link(lan.interface, up=True)
             wanted = [Address(lan.interface, prefix.ip, prefix.length) for prefix in lan.address]
             await self._netlink.reconcile(lan.interface, wanted, ())

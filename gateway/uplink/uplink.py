@@ -44,6 +44,8 @@ SYSCTLS = (
     ("net/ipv6/conf/{}/accept_ra", "2"),
     # The second address of a network lives on when the first goes: an address can be changed without a gap.
     ("net/ipv4/conf/{}/promote_secondaries", "1"),
+    # nft/base.nft refuses our own addresses as sources.
+    ("net/ipv4/conf/{}/accept_local", "1"),
     # A default route through a dead link does not win.
     ("net/ipv4/conf/{}/ignore_routes_with_linkdown", "1"),
     ("net/ipv6/conf/{}/ignore_routes_with_linkdown", "1"),

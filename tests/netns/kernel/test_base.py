@@ -181,6 +181,34 @@ def test_only_ipv4_is_masqueraded(house: House, kind: str, wan: str, lan: str) -
     assert house.reach(kind, lan, host(wan, 6), 9, wan) == host(lan, 6)
 
 
+@pytest.mark.parametrize("sender", ["desk", "isp1"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_else_speaks_with_an_address_of_ours(house: House, family: int, sender: str) -> None:
+    """Although the interface accepts local sources: neither to the router itself nor to be forwarded."""
+    house.load()
+    house.router.run(["sysctl", "-qw", f"net.ipv4.conf.{sender}.accept_local=1"], check=True)
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    level, option = (socket.IPPROTO_IP, 19) if family == 4 else (socket.IPPROTO_IPV6, 75)  # transparent: any source
+    targets = {house.router: host(sender, family, 1)}
+    if sender == "desk":
+        targets[house.hosts["guest"]] = host("guest", family)
+    with (
+        closing(house.hosts[sender].socket(kind, socket.SOCK_DGRAM)) as forged,
+        closing(house.hosts[sender].socket(kind, socket.SOCK_DGRAM)) as honest,
+    ):
+        forged.setsockopt(level, option, 1)
+        # Ports that the uplink lets in (DHCP).
+        forged.bind((host("guest", family, 1), 67))
+        honest.bind((host(sender, family), 67))
+        for place, address in targets.items():
+            with closing(place.socket(kind, socket.SOCK_DGRAM)) as sock:
+                sock.bind(("", 68))
+                sock.settimeout(5)
+                forged.sendto(b"forged", (address, 68))
+                honest.sendto(b"honest", (address, 68))
+                assert sock.recv(10) == b"honest"
+
+
 @pytest.mark.parametrize("fail", ["open", "closed"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
