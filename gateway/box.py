@@ -97,8 +97,8 @@ class Box:
         """What would become of a flow now. Raises GatewayError."""
         if self.kernel is None:
             return offline(self.config, request)
-        engine, names = self.plane.router.engine, self.plane.resolver.learned
-        return predict(engine, self.kernel.compiled, request, names, self.kernel.tag, lans_of(self.config))
+        kernel, engine, names = self.kernel, self.plane.router.engine, self.plane.resolver.learned
+        return predict(engine, kernel.compiled, request, names, kernel.tag, lans_of(self.config), kernel.steering)
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""

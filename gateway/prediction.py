@@ -11,6 +11,7 @@ from gateway.config.root import Config
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
 from gateway.core.flow import Process
+from gateway.kernel.plan import Steering
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Engine
 from gateway.route.explain import Query, explain
@@ -23,10 +24,12 @@ Names = Callable[[IP, IP], tuple[str, ...]]
 
 
 def predict(
-    engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str, lans: Sequence[Prefix] = ()
+    engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
+    lans: Sequence[Prefix] = (), steering: Steering | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, process, uid, user, shown. What goes into one of ``lans``
-    is never steered. Raises GatewayError."""
+    is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where the CO-RE
+    programs are loaded. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -49,7 +52,7 @@ def predict(
         shown=str(request.get("shown", "")) or target.domain or "",
         inbound=inbound,
     )
-    found = explain(engine, compiled, query)
+    found = explain(engine, compiled, query, steering=steering)
     if any(target.ip in prefix.network for prefix in lans):
         found |= {
             "rule": -1,
@@ -64,7 +67,8 @@ def predict(
 
 
 def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
-    """From the file alone: no name is learned, a group stands for its default. Raises ConfigError, GatewayError."""
+    """From the file alone: no name is learned, a group stands for its default, the CO-RE programs are thought to be
+    loaded. Raises ConfigError, GatewayError."""
     route = config.route or RouteConfig()
     final = route.final or (config.outbounds[0].tag if config.outbounds else "direct")
     engine = Engine(route.rules, final, load_all(route, config.directory))

@@ -122,7 +122,7 @@ class Kernel:
         if not steerer.owned:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
         try:
-            steerer.apply(self._steering(), self._capture())
+            steerer.apply(self.steering, self._capture())
             self._hold()
         except (KernelError, ValueError):
             steerer.close()
@@ -146,10 +146,11 @@ class Kernel:
         port = self._dns.port if captured and self._dns is not None else 0
         return Capture(lans, inbound.port, port, one_armed=not options.uplinks)
 
-    def _steering(self) -> Steering:
-        """The compiled plan. Where the CO-RE programs are missing nftables judges users, if the plan asks for nothing
-        else; with paths or names in it every local socket is of an unknown class, so that userspace looks its owner
-        up."""
+    @property
+    def steering(self) -> Steering:
+        """The compiled plan, as far as it can be in force. Where the CO-RE programs are missing nftables judges users,
+        if the plan asks for nothing else; with paths or names in it every local socket is of an unknown class, so that
+        userspace looks its owner up."""
         plan, marks = self.compiled.steering, self._marks
         if "process rules" in self.problems or (marks is not None and marks.instead):
             return replace(plan, local=(), users=by_user(self.compiled.processes, plan))
@@ -205,7 +206,7 @@ class Kernel:
                 self._begin()
             else:
                 # While sockets carry classes of two plans none of them is believed.
-                plan = replace(self._steering(), local=()) if turned else self._steering()
+                plan = replace(self.steering, local=()) if turned else self.steering
                 self._steerer.apply(plan, self._capture(), changes)
         except (KernelError, ValueError) as error:
             self._state = old
@@ -215,7 +216,7 @@ class Kernel:
         try:
             if turned and self._steerer is not None:
                 self._mark_processes()
-                self._steerer.apply(self._steering(), self._capture())
+                self._steerer.apply(self.steering, self._capture())
             self._hold()
         except KernelError as error:
             self._give_up("steering", error)

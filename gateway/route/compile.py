@@ -21,7 +21,18 @@ from typing import Any, Literal, cast
 
 from gateway.core.flow import Findings, Flow
 from gateway.kernel import mark
-from gateway.kernel.plan import Family, PortRow, ProcessPlan, Profile, SourceClass, SourceSpan, Span, Steering, Verdict
+from gateway.kernel.plan import (
+    LAST_UID,
+    Family,
+    PortRow,
+    ProcessPlan,
+    Profile,
+    SourceClass,
+    SourceSpan,
+    Span,
+    Steering,
+    Verdict,
+)
 from gateway.route.action import BUILT_SNIFFERS, SERVER_FIRST, has_options
 from gateway.route.feasible import Names, Vectors
 from gateway.route.item.names import NameItem
@@ -80,13 +91,16 @@ class Compiled:
 
     def lookup(
         self, network: str, port: int, family: Family, address: int, *, source: int | None = None,
-        socket: int | None = None, names: tuple[str, ...] = (),
+        socket: int | None = None, user: int = LAST_UID, names: tuple[str, ...] = (), steering: Steering | None = None,
     ) -> tuple[int, Verdict]:  # fmt: skip
-        """(profile, verdict) as the kernel finds them: ``source`` of a forwarded flow, else the ``socket`` class."""
-        steering = self.steering
+        """(profile, verdict) as the kernel finds them: ``source`` of a forwarded flow, else the ``socket`` class, or
+        the ``user`` where ``steering`` goes by users. ``steering``: what is in force, if not this object's."""
+        steering = steering or self.steering
         if source is not None:
             spans = steering.forwarded4 if family == 4 else steering.forwarded6
             number = next((span.number for span in spans if span.first <= source <= span.last), steering.forwarded)
+        elif steering.users:
+            number = next(span.number for span in steering.users if span.first <= user <= span.last)
         else:
             number = dict(steering.local).get(cast(int, socket), steering.unknown)
         rows = steering.classes[number].rows

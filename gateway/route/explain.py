@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.core.address import IP, Address
 from gateway.core.flow import Findings, Flow, Network, Process
-from gateway.kernel.plan import Verdict
+from gateway.kernel.plan import LAST_UID, Steering, Verdict
 from gateway.route.compile import Compiled
 from gateway.route.engine import Decision, Engine, SniffRequest, Trace
 from gateway.route.match import Default, Logical, Rule, Subject, matches
@@ -37,9 +37,13 @@ class Query:
     inbound: str = "gateway"
 
 
-def explain(engine: Engine, compiled: Compiled, query: Query, final_reason: str = "") -> dict[str, Any]:
+def explain(
+    engine: Engine, compiled: Compiled, query: Query, final_reason: str = "", steering: Steering | None = None
+) -> dict[str, Any]:
     """``verdict`` direct | reject | drop | user | sniff, ``where`` kernel | userspace, ``rule`` (-1 = final),
-    ``action``, ``outbound``, ``profile``, ``steps`` (every rule that was asked), ``text`` (lines for a person)."""
+    ``action``, ``outbound``, ``profile``, ``steps`` (every rule that was asked), ``text`` (lines for a person).
+
+    ``steering``: what is in force in the kernel, if that is not the whole of ``compiled``."""
     trace = Trace()
     decision, sniffed = _walk(engine, query, trace)
     found: dict[str, Any] = {
@@ -48,20 +52,25 @@ def explain(engine: Engine, compiled: Compiled, query: Query, final_reason: str 
     }  # fmt: skip
     found["verdict"], found["where"], found["profile"] = "user", "userspace", None
     if query.address is not None:
-        profile, verdict = _kernel(compiled, query)
+        profile, verdict = _kernel(compiled, query, steering)
         found["profile"], found["verdict"] = profile, verdict.name.lower()
         found["where"] = "kernel" if verdict in (Verdict.DIRECT, Verdict.REJECT, Verdict.DROP) else "userspace"
     found["text"] = _text(found, query, final_reason)
+    if query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, query)[1] is not verdict:
+        found["text"][-1] = "in userspace: the kernel does not know this host's programs (gateway status says why)"
     return found
 
 
-def _kernel(compiled: Compiled, query: Query) -> tuple[int, Verdict]:
+def _kernel(compiled: Compiled, query: Query, steering: Steering | None = None) -> tuple[int, Verdict]:
     assert query.address is not None
     family: Any = query.address.version
     where = (query.network, query.port, family, int(query.address))
     if query.source is not None and query.source.ip is not None and query.process is None:
         return compiled.lookup(*where, source=int(query.source.ip), names=query.names)
-    return compiled.lookup(*where, socket=socket_class(compiled, query.process), names=query.names)
+    socket = socket_class(compiled, query.process)
+    # A process of no known user is none that a rule names.
+    user = query.process.uid & LAST_UID if query.process is not None else LAST_UID
+    return compiled.lookup(*where, socket=socket, user=user, names=query.names, steering=steering)
 
 
 def socket_class(compiled: Compiled, process: Process | None) -> int:

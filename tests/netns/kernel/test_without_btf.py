@@ -1,4 +1,4 @@
-"""The whole gateway on a kernel without BTF: rules by user hold, and status says what is lost."""
+"""The whole gateway on a kernel without BTF: rules hold, status says what is lost, explain where flows are judged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,12 @@ from gateway.lab.host import Host
 from gateway.lab.lab import Lab
 from gateway.lab.topology import End, Link, Topology
 from gateway.lab.topology import Host as Plan
+from gateway.service.control import ask
 
 from .conftest import until
 
 pytestmark = pytest.mark.root
+RUN = Path("/run/gateway")
 ROOT = Path(__file__).resolve().parents[3]
 TOPOLOGY = Topology(
     "nobtf",
@@ -34,6 +37,10 @@ sock.connect(("203.0.113.2", 9))
 sock.send(b"x")
 print(sock.getsockname()[1])
 """
+PROGRAM = os.path.realpath(sys.executable)
+"""As the kernel knows who sends."""
+USERS = ((4001, 4001), (4002, 4002), (4002, 4001), (4001, 4002), (0, 0))
+"""Real and effective."""
 BTF = "mount -t tmpfs none /sys/kernel/btf"
 MODULE = "mount -t tmpfs none /usr/lib/python3/dist-packages/bcc"
 
@@ -49,11 +56,24 @@ def lab() -> Iterator[Lab]:
 def classes(gateway: Host) -> dict[tuple[int, int], int]:
     """Class of the flow that a program begins, by its real and effective user."""
     found = {}
-    for real, effective in ((4001, 4001), (4002, 4002), (4002, 4001), (4001, 4002), (0, 0)):
+    for real, effective in USERS:
         port = int(gateway.run([sys.executable, "-c", SEND, str(real), str(effective)], check=True).out)
         (flow,) = (entry for entry in gateway.call(lambda: conntrack.dump(0, 0)) if entry.source.port == port)
         found[real, effective] = flow.mark & mark.CLASS
     return found
+
+
+def explained(instance: str) -> tuple[dict[tuple[int, int], int], set[str]]:
+    """What ``classes`` will find, as the running gateway predicts it; what it says of where it is judged."""
+    found, lines = {}, set()
+    for real, effective in USERS:
+        request = {"command": "explain", "destination": "203.0.113.2", "port": 9, "network": "udp"}
+        answer = ask(RUN / instance, {**request, "process": PROGRAM, "uid": effective})
+        assert answer["ok"], answer
+        assert answer["where"] == ("kernel" if answer["verdict"] == "direct" else "userspace")
+        found[real, effective] = getattr(mark, answer["verdict"].upper())
+        lines.add(answer["text"][-1])
+    return found, lines
 
 
 @pytest.mark.parametrize(
@@ -65,8 +85,12 @@ def classes(gateway: Host) -> dict[tuple[int, int], int]:
     ],
     ids=["co-re", "bcc", "neither"],
 )
-@pytest.mark.parametrize("more", [{}, {"process_name": ["no-such-program"]}], ids=["users", "names"])
-def test_rules_by_user(lab: Lab, hidden: str, told: str, more: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"process_name": ["no-such-program"]}, {"process_path": [PROGRAM], "user_id": [4002]}],
+    ids=["users", "names", "paths"],
+)
+def test_rules_of_local_flows(lab: Lab, hidden: str, told: str, more: dict[str, Any]) -> None:
     gateway, instance = lab.host("gateway"), f"lab-{lab.id}"
     path = lab.folder / "gateway.json"
     # What dials in a way that the kernel does not know is userspace's.
@@ -92,10 +116,16 @@ def test_rules_by_user(lab: Lab, hidden: str, told: str, more: dict[str, list[st
         lines = [line for line in said().splitlines() if line.startswith("process ")]
         assert [line.startswith(told) for line in lines] == ([True] if told else [])
         # With a name in the plan none but the CO-RE programs is sure of anybody.
-        first, other = (mark.SNIFF, mark.SNIFF) if told and more else (mark.USER, mark.DIRECT)
-        assert classes(gateway) == {
-            (4001, 4001): first, (4002, 4002): other, (4002, 4001): first, (4001, 4002): other, (0, 0): other,
+        blind = bool(told and more)
+        second = mark.USER if "process_path" in more else mark.DIRECT
+        first, second, other = [mark.SNIFF] * 3 if blind else (mark.USER, second, mark.DIRECT)
+        found = classes(gateway)
+        assert found == {
+            (4001, 4001): first, (4002, 4002): second, (4002, 4001): first, (4001, 4002): second, (0, 0): other,
         }  # fmt: skip
+        predicted, reasons = explained(instance)
+        assert predicted == found
+        assert any("does not know this host's programs" in reason for reason in reasons) == blind
     finally:
         os.kill(process.pid, signal.SIGTERM)
         process.wait(30)

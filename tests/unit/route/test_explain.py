@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 from gateway.core.address import Address
 from gateway.core.flow import Process
+from gateway.kernel.plan import by_user
 from gateway.route.compile import Inputs, compile_rules
 from gateway.route.engine import Engine
 from gateway.route.explain import Query, explain
@@ -53,3 +55,26 @@ def test_text_says_why_not() -> None:
     assert "ip_is_private=true: no" in text
     assert "rule 3 decides: vps" in text
     assert "process_name=curl" in text
+
+
+def test_what_the_kernel_does_not_know_is_userspace() -> None:
+    rules = parse_route({"rules": [{"process_path": "/usr/bin/curl", "outbound": "vps"}]}).rules
+    compiled = compile_rules(rules, "direct", {}, Inputs({"direct": "direct"}))
+    blind = replace(compiled.steering, local=())
+    query = Query("tcp", 443, OUT, process=Process("/usr/bin/wget", 0, "root"))
+    found = explain(Engine(rules, "direct"), compiled, query)
+    assert (found["where"], found["verdict"], found["outbound"]) == ("kernel", "direct", "direct")
+    found = explain(Engine(rules, "direct"), compiled, query, steering=blind)
+    assert (found["where"], found["verdict"], found["outbound"]) == ("userspace", "sniff", "direct")
+    assert "does not know this host's programs" in found["text"][-1]
+    forwarded = explain(Engine(rules, "direct"), compiled, Query("tcp", 443, OUT, LAN), steering=blind)
+    assert forwarded["where"] == "kernel"
+
+
+def test_users_are_nftables_to_judge() -> None:
+    rules = parse_route({"rules": [{"user_id": 4001, "outbound": "vps"}]}).rules
+    compiled = compile_rules(rules, "direct", {}, Inputs({"direct": "direct"}))
+    users = replace(compiled.steering, local=(), users=by_user(compiled.processes, compiled.steering))
+    for process, verdict in ((Process("", 4001, ""), "user"), (Process("", 4002, ""), "direct"), (None, "direct")):
+        found = explain(Engine(rules, "direct"), compiled, Query("tcp", 443, OUT, process=process), steering=users)
+        assert found["verdict"] == verdict
