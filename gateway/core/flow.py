@@ -39,6 +39,8 @@ class Flow(NamedTuple):
     """Authenticated user of the inbound, not the user of the operating system."""
     process: Process | None = None
     """Owner, for router-local flows only."""
+    local: Address | None = None
+    """The address of ours that its client sent to, where it named the destination in its own words."""
 
 
 @dataclass(slots=True)

@@ -73,7 +73,7 @@ class Router:
         """With its process, where a socket of this host began it."""
         if flow.process is not None:
             return flow
-        process = self._wiring.owners.find(flow.network, flow.source, flow.destination)
+        process = self._wiring.owners.find(flow.network, flow.source, flow.local or flow.destination)
         return flow if process is None else flow._replace(process=process)
 
     async def resolve(self, request: ResolveRequest, findings: Findings) -> None:

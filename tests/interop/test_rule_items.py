@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import ssl
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +26,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from tests import peers
-from tests.interop.harness import DEADLINE, LOOPBACK, encode, exactly, family, free_port, program
+from tests.interop.harness import DEADLINE, LOOPBACK, LOOPBACKS, encode, exactly, family, free_port, program
 from tests.interop.test_run import DIRECT, ROOT
 
 pytestmark = [pytest.mark.peer("sing-box"), pytest.mark.xdist_group("rule-items")]
@@ -571,3 +574,101 @@ def test_resolve(ports, who, name):
 @every("learned")
 def test_names_that_dns_answers_taught(ports, who, name):
     judge(ports, who, "learned", name)
+
+
+WANTED = ("known", "nobody")
+PROCESSES = {
+    "process_name": ({"process_name": ["none", "known"]}, ("other", "nobody")),
+    "process_path": ({"process_path": ["/bin/none", "FOLDER/known"]}, ("other", "nobody")),
+    "process_path_regex": ({"process_path_regex": "^FOLDER/k.*n$"}, ("other", "nobody")),
+    "user": ({"user": ["root", "nobody"]}, ("known", "daemon")),
+    "user_id": ({"user_id": [0, 65534]}, ("known", "daemon")),
+    "process_name and user": ({"process_name": "known", "user": "nobody"}, ("known", "daemon")),
+}
+"""Rule, and a program and user that it does not hold for;
+"known" as "nobody" is what it holds for."""
+CLIENT = """
+import socket, sys
+network, host, port, wanted = sys.argv[1:]
+family = socket.AF_INET6 if ":" in host else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM if network == "udp" else socket.SOCK_STREAM) as sock:
+    sock.settimeout(5)
+    sock.connect((host, int(port)))
+    if wanted:
+        # SOCKS 5; the inbound's own address is in the reply.
+        sock.send(bytes.fromhex(wanted))
+        sock.recv(2 + (22 if ":" in host else 10), socket.MSG_WAITALL)
+    sock.send(b"?")
+    data = b""
+    while not data.endswith((b"hit", b"miss")):
+        data += sock.recv(65536) or exit("closed")
+print("hit" if data.endswith(b"hit") else "miss")
+"""
+
+
+class Clients:
+    """Copies of the interpreter under names of their own, started as other users."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.chmod(0o755)
+        for name in ("known", "other"):
+            shutil.copy(Path(sys.executable).resolve(), folder / name)
+
+    def say(self, name, user, *words):
+        command = [self.folder / name, "-I", "-S", "-c", CLIENT, *words]
+        done = subprocess.run(
+            command, user=user, capture_output=True, text=True, timeout=DEADLINE, check=False, cwd="/"
+        )
+        return done.stdout.strip().encode() or done.stderr
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with contextlib.ExitStack() as stack:
+        clients = Clients(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-clients-"))))
+        hit, miss = stack.enter_context(says(HIT)), stack.enter_context(says(MISS))
+        found = {}
+        for who, run in PROGRAMS.items():
+            ports, inbounds, rules = {}, [], []
+            for name, (rule, _) in PROCESSES.items():
+                rule = msgspec.json.decode(msgspec.json.encode(rule).replace(b"FOLDER", bytes(clients.folder)))
+                tags = [f"{name} {kind} {at}" for kind in ("direct", "mixed") for at in (LOOPBACK, "::1")]
+                for tag in tags:
+                    ports[tag] = free_port()
+                    kind, at = tag.split()[-2:]
+                    inbounds.append({"type": kind, "tag": tag, "listen": at, "listen_port": ports[tag]})
+                to = {"outbound": "direct", "override_address": LOOPBACK, "override_port": hit}
+                rules.append({"type": "logical", "mode": "and", "rules": [{"inbound": tags}, rule], **to})
+            rules.append({"network": ["tcp", "udp"], **to, "override_port": miss})
+            config = {"inbounds": inbounds, "outbounds": [DIRECT], "route": {"rules": rules}}
+            stack.enter_context(run(config, ports[tags[0]]))
+            found[who] = ports
+        yield clients, found
+
+
+SOCKS = b"\x05\x01\x00\x05\x01\x00"
+WAYS = {
+    "tcp": ("direct", "tcp", b""),
+    "udp": ("direct", "udp", b""),
+    "socks": ("mixed", "tcp", SOCKS + encode("192.0.2.1", 80)),
+    "socks by name": ("mixed", "tcp", SOCKS + encode("a.test", 80)),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("at", LOOPBACKS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("who", PROGRAMS)
+def test_processes_and_users(processes, who, way, at):
+    clients, ports = processes
+    kind, network, asked = WAYS[way]
+    wrong = []
+    for name, (_, unwanted) in PROCESSES.items():
+        port = str(ports[who][f"{name} {kind} {at}"])
+        for client in (WANTED, unwanted):
+            wanted = HIT if client == WANTED else MISS
+            answer = clients.say(*client, network, at, port, asked.hex())
+            if answer != wanted:
+                wrong.append(f"{name}: {wanted!r} expected, {answer!r} told to {client}")
+    assert not wrong, "\n".join(wrong)

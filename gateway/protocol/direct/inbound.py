@@ -34,13 +34,14 @@ class Inbound:
         return Address.of(self._options.override_address or bound.host, self._options.override_port or bound.port)
 
     async def _serve(self, stream: SocketStream, source: Address) -> None:
-        target = self._target(address_of(stream.sock.getsockname()))
-        self._wiring.router.route_stream(Flow("tcp", self.tag, self.type, source, target), stream)
+        local = address_of(stream.sock.getsockname())
+        flow = Flow("tcp", self.tag, self.type, source, self._target(local), local=local)
+        self._wiring.router.route_stream(flow, stream)
 
     def _datagram(self, data: Buffer, source: Address, segment: int) -> None:
         packet = self._packet
         assert packet is not None
-        flow = Flow("udp", self.tag, self.type, source, self._target(packet.bound))
+        flow = Flow("udp", self.tag, self.type, source, self._target(packet.bound), local=packet.bound)
 
         def reply(data: Buffer, peer: Address, segment: int) -> None:
             packet.send(data, source, segment)

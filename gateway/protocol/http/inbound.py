@@ -9,6 +9,7 @@ import h11
 from gateway.core.address import Address
 from gateway.core.errors import PeerError
 from gateway.core.flow import Flow
+from gateway.kernel.sockopt import address_of
 from gateway.protocol.http import codec
 from gateway.protocol.http.plain import Exchange
 from gateway.transport import inbound
@@ -23,7 +24,7 @@ class Handler(inbound.Handler):
 
     async def greet(self, stream: SocketStream, source: Address) -> None:
         client = h11.Connection(h11.SERVER, max_incomplete_event_size=codec.LONGEST)
-        exchange = Exchange(stream, client, self._flow(source), self._wiring)
+        exchange = Exchange(stream, client, self._flow(stream, source), self._wiring)
         try:
             if not await self._requests(stream, client, source, exchange):
                 stream.close()
@@ -32,8 +33,10 @@ class Handler(inbound.Handler):
         finally:
             exchange.close()
 
-    def _flow(self, source: Address) -> Flow:
-        return Flow("tcp", self._tag, self._type, source, Address("", 0))
+    def _flow(self, stream: SocketStream, source: Address) -> Flow:
+        """Without a destination."""
+        local = address_of(stream.sock.getsockname())
+        return Flow("tcp", self._tag, self._type, source, Address("", 0), local=local)
 
     async def _requests(
         self, stream: SocketStream, client: h11.Connection, source: Address, exchange: Exchange
@@ -52,7 +55,8 @@ class Handler(inbound.Handler):
             try:
                 if request.method == b"CONNECT":
                     destination = codec.parse_authority(request.target.decode("ascii", "replace"))
-                    self._connect(stream, client, Flow("tcp", self._tag, self._type, source, destination, user))
+                    flow = self._flow(stream, source)._replace(destination=destination, user=user)
+                    self._connect(stream, client, flow)
                     return True
                 address, path = codec.target(request)
             except PeerError:

@@ -18,6 +18,7 @@ from gateway.core.errors import AuthError, PeerError
 from gateway.core.flow import Flow, Network
 from gateway.core.stream import Buffer, datagrams
 from gateway.core.wire import Incomplete, Reader
+from gateway.kernel.sockopt import address_of
 from gateway.protocol.shadowsocks import codec, packet
 from gateway.protocol.shadowsocks.cipher import METHODS, main_key
 from gateway.protocol.shadowsocks.codec import User
@@ -81,7 +82,8 @@ class Inbound:
         if request is None:
             await self._drain(stream)
             return
-        flow = Flow("tcp", self.tag, self.type, source, request.destination, request.user)
+        local = address_of(stream.sock.getsockname())
+        flow = Flow("tcp", self.tag, self.type, source, request.destination, request.user, local=local)
         self._wiring.router.route_stream(flow, stream)
 
     async def _shake(self, stream: SocketStream) -> codec.Request | None:
@@ -130,7 +132,8 @@ class Inbound:
                 if self._packet is not None:
                     self._packet.send(wire, source)
 
-        flow = Flow("udp", self.tag, self.type, source, found.destination, found.session.user.name)
+        local = None if self._packet is None else self._packet.bound
+        flow = Flow("udp", self.tag, self.type, source, found.destination, found.session.user.name, local=local)
         self._wiring.router.route_packet(flow, found.payload, reply)
 
 

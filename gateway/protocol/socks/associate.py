@@ -62,7 +62,7 @@ class Association:
         if self._source is None:
             self._source = source
             self._to = name
-        flow = Flow("udp", self._tag, self._type, source, destination, self._user)
+        flow = Flow("udp", self._tag, self._type, source, destination, self._user, local=self.bound)
         self._wiring.router.route_packet(flow, payload, self._reply)
 
     def _reply(self, data: Buffer, peer: Address, segment: int) -> None:

@@ -47,7 +47,7 @@ class Handler(inbound.Handler):
             await stream.write(codec.reply(request.version, codec.OK if connected else codec.FAILED, bound))
 
         stream.unread(rest)
-        flow = Flow("tcp", self._tag, self._type, source, request.destination, request.user)
+        flow = Flow("tcp", self._tag, self._type, source, request.destination, request.user, local=bound)
         self._wiring.router.route_stream(flow, stream, accepted)
 
     async def _associate(self, stream: SocketStream, source: Address, request: codec.Request) -> None:
