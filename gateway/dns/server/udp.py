@@ -25,10 +25,7 @@ WAITING = 4096
 """Queries that wait on one socket; further ones fail at once."""
 QUERIES = 256
 
-
-class Options(DialerOptions, kw_only=True):
-    server: str
-    server_port: int = 53
+Options = tcp.Options
 
 
 class Server:

@@ -23,5 +23,5 @@ class IPIsPrivate(Item):
 
     def match(self, subject: Subject) -> bool:
         if subject.destination is not None:
-            return subject.destination in PRIVATE
-        return any(point in PRIVATE for point in subject.addresses)
+            return subject.destination in self.set
+        return any(point in self.set for point in subject.addresses)

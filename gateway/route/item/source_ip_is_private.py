@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gateway.route.item.base import Item, truth
-from gateway.route.item.ipset import PRIVATE
+from gateway.route.item.ip_is_private import IPIsPrivate
 
 if TYPE_CHECKING:
     from gateway.route.match import Subject
 
 
-class SourceIPIsPrivate(Item):
+class SourceIPIsPrivate(IPIsPrivate):
     __slots__ = ()
     key = "source_ip_is_private"
     group = "source"
-    set = PRIVATE
-
-    @classmethod
-    def parse(cls, value: Any) -> SourceIPIsPrivate:
-        return cls(truth(value))
 
     def match(self, subject: Subject) -> bool:
-        return subject.source is not None and subject.source in PRIVATE
+        return subject.source is not None and subject.source in self.set
