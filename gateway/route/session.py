@@ -7,7 +7,8 @@
                                        --- destination -> Route ----- Link "proxy"     PacketConn
 
 A destination is decided once; destinations with the same outbound share its mapping, so that a peer sees one port
-whoever else is spoken to, and anybody may answer to it (RFC 4787, endpoint-independent mapping and filtering).
+whoever else is spoken to, and anybody may answer to it (RFC 4787, endpoint-independent mapping and filtering). With
+``udp_connect`` a destination has a mapping of its own, to which it alone may answer.
 """
 
 from __future__ import annotations
@@ -67,13 +68,15 @@ class HandBack(Protocol):
 
 
 class Link:
-    """One mapping of a session. ``back`` turns addresses that we changed into those the client wrote to."""
+    """One mapping of a session. ``back`` turns addresses that we changed into those the client wrote to. ``only``: who
+    may answer, None for anybody."""
 
-    __slots__ = ("back", "chain", "conn", "timeout", "used")
+    __slots__ = ("back", "chain", "conn", "only", "timeout", "used")
 
-    def __init__(self, conn: PacketConn, chain: tuple[str, ...]) -> None:
+    def __init__(self, conn: PacketConn, chain: tuple[str, ...], only: Address | None = None) -> None:
         self.conn = conn
         self.chain = chain
+        self.only = only
         self.back: dict[Address, Address] = {}
         self.timeout = 0.0
         self.used = 0.0
@@ -147,9 +150,15 @@ class Session:
         return route
 
     def _forget(self, destination: Address) -> None:
-        route = self.routes.pop(destination)
+        route = self.routes.pop(destination, None)
+        if route is None:
+            return
         if route.task is not None:
             route.task.cancel()
+        if route.link is not None and route.link.only is not None:
+            for key, link in list(self.links.items()):
+                if link is route.link:
+                    self._unlink(key, link)
 
     def _forward(self, route: Route, flow: Flow, data: Buffer, segment: int, now: float) -> None:
         if route.hijack:
@@ -260,20 +269,25 @@ class Session:
         """The session's mapping through that outbound; dialled once, however many destinations wait for it."""
         tag = decision.outbound
         router = self._sessions.router
+        # A proxy may answer with an address for a name, so only addresses can be told apart.
+        only = target if decision.udp_connect and target.ip is not None else None
+        key = tag if only is None else f"{tag} {only}"
         async with self._dialing.setdefault(tag, asyncio.Lock()):
             self._unlink_closed()
-            link = self.links.get(tag)
+            link = self.links.get(key)
             if link is None:
                 outbound = router.outbound(flow, decision)
                 chain = router.chain(tag)
                 conn = await outbound.open_packets(flow, target)
-                link = self.links[tag] = Link(conn, chain)
+                link = self.links[key] = Link(conn, chain, only)
                 conn.start(lambda data, peer, segment: self._received(link, data, peer, segment))
                 log.info("%s: %s udp %s to %s", flow.inbound, flow.source, flow.destination, ">".join(chain))
             link.used = self._sessions.loop.time()
             return link
 
     def _received(self, link: Link, data: Buffer, peer: Address, segment: int) -> None:
+        if link.only is not None and peer != link.only:
+            return
         self.down += len(data)
         link.used = self.used = self._sessions.loop.time()
         self.reply(data, link.back.get(peer, peer) if link.back else peer, segment)
@@ -281,20 +295,20 @@ class Session:
     def expire(self, now: float) -> bool:
         """Close what is idle, and what has ended; True where nothing is left."""
         self._unlink_closed()
-        for tag, link in list(self.links.items()):
+        for key, link in list(self.links.items()):
             if now - link.used >= link.timeout:
-                self._unlink(tag, link)
+                self._unlink(key, link)
         busy = any(route.task is not None for route in self.routes.values())
         # Without a mapping (refused, hijacked) a session is only what it remembers.
         return not self.links and not busy and now - self.used >= BY_PROTOCOL["dns"]
 
     def _unlink_closed(self) -> None:
-        for tag, link in list(self.links.items()):
+        for key, link in list(self.links.items()):
             if link.conn.closed:
-                self._unlink(tag, link)
+                self._unlink(key, link)
 
-    def _unlink(self, tag: str, link: Link) -> None:
-        del self.links[tag]
+    def _unlink(self, key: str, link: Link) -> None:
+        del self.links[key]
         link.conn.close()
         for destination in [one for one, route in self.routes.items() if route.link is link]:
             del self.routes[destination]
@@ -312,16 +326,16 @@ class Session:
                 self._forget(destination)
                 ended.append(route.flow)
         used = {id(route.link) for route in self.routes.values()}
-        for tag, link in list(self.links.items()):
+        for key, link in list(self.links.items()):
             if id(link) not in used and ended:
-                self._unlink(tag, link)
+                self._unlink(key, link)
         return ended
 
     def release(self) -> None:
         for destination in list(self.routes):
             self._forget(destination)
-        for tag, link in list(self.links.items()):
-            self._unlink(tag, link)
+        for key, link in list(self.links.items()):
+            self._unlink(key, link)
 
     def close(self) -> None:
         self._sessions.remove(self)
