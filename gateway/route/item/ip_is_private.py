@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gateway.route.item.base import Item, truth
+from gateway.route.item.base import Group, Item, truth
 from gateway.route.item.ipset import PRIVATE
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class IPIsPrivate(Item):
     __slots__ = ()
     key = "ip_is_private"
-    group = "destination"
+    group: ClassVar[Group] = "destination"
     set = PRIVATE
 
     @classmethod
