@@ -41,16 +41,8 @@ def bulk(host: Host, command: Sequence[str], seconds: int) -> Sample:
 
 def wrk(target: str, seconds: int, connections: int = 64) -> list[str]:
     """A new TCP connection for every request."""
-    command = [
-        str(peers.path("wrk")),
-        "-t",
-        str(min(2, connections)),
-        "-c",
-        str(connections),
-        "-d",
-        str(seconds),
-        "--latency",
-    ]
+    threads = min(2, connections)
+    command = [str(peers.path("wrk")), "-t", str(threads), "-c", str(connections), "-d", str(seconds), "--latency"]
     return [*command, "-H", "Connection: close", f"http://{target}:{HTTP}/"]
 
 
