@@ -589,10 +589,11 @@ PROCESSES = {
 "known" as "nobody" is what it holds for."""
 CLIENT = """
 import socket, sys
-network, host, port, wanted = sys.argv[1:]
+network, host, port, source, wanted = sys.argv[1:]
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 with socket.socket(family, socket.SOCK_DGRAM if network == "udp" else socket.SOCK_STREAM) as sock:
     sock.settimeout(5)
+    sock.bind((host, int(source)))
     sock.connect((host, int(port)))
     if wanted:
         # SOCKS 5; the inbound's own address is in the reply.
@@ -615,8 +616,10 @@ class Clients:
         for name in ("known", "other"):
             shutil.copy(Path(sys.executable).resolve(), folder / name)
 
-    def say(self, name, user, *words):
-        command = [self.folder / name, "-I", "-S", "-c", CLIENT, *words]
+    def say(self, name, user, network, at, port, asked):
+        """What the client hears. Its source port is no ephemeral one: sing-box takes the owner of any socket that has
+        it, be it its own to a server."""
+        command = [self.folder / name, "-I", "-S", "-c", CLIENT, network, at, str(port), str(free_port()), asked.hex()]
         done = subprocess.run(
             command, user=user, capture_output=True, text=True, timeout=DEADLINE, check=False, cwd="/"
         )
@@ -665,10 +668,10 @@ def test_processes_and_users(processes, who, way, at):
     kind, network, asked = WAYS[way]
     wrong = []
     for name, (_, unwanted) in PROCESSES.items():
-        port = str(ports[who][f"{name} {kind} {at}"])
+        port = ports[who][f"{name} {kind} {at}"]
         for client in (WANTED, unwanted):
             wanted = HIT if client == WANTED else MISS
-            answer = clients.say(*client, network, at, port, asked.hex())
+            answer = clients.say(*client, network, at, port, asked)
             if answer != wanted:
                 wrong.append(f"{name}: {wanted!r} expected, {answer!r} told to {client}")
     assert not wrong, "\n".join(wrong)
