@@ -282,8 +282,8 @@ def test_fast_open_and_multipath_out(space, stage, who, at, field):
 def test_fast_open_in(space, stage, who, at):
     def opened(tag):
         with socket.socket(family(at)) as sock:
-            sock.settimeout(DEADLINE)
             sock.sendto(b"\x05\x01\x00", MSG_FASTOPEN, (at, stage.ports[who][tag]))
+            sock.settimeout(DEADLINE)
             assert exactly(sock, 2) == b"\x05\x00"
             return opened_fast(sock)
 
