@@ -589,15 +589,21 @@ PROCESSES = {
 "known" as "nobody" is what it holds for."""
 CLIENT = """
 import socket, sys
-network, host, port, source, wanted = sys.argv[1:]
+network, host, port, source, asked = sys.argv[1:]
+asked = bytes.fromhex(asked)
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 with socket.socket(family, socket.SOCK_DGRAM if network == "udp" else socket.SOCK_STREAM) as sock:
     sock.settimeout(5)
     sock.bind((host, int(source)))
     sock.connect((host, int(port)))
-    if wanted:
-        # SOCKS 5; the inbound's own address is in the reply.
-        sock.send(bytes.fromhex(wanted))
+    if asked:
+        sock.send(asked)
+    reply = b""
+    if asked.startswith(b"CONNECT"):
+        while not reply.endswith(b"\\r\\n\\r\\n"):
+            reply += sock.recv(1) or exit("refused")
+    elif asked:
+        # The inbound's own address is in it.
         sock.recv(2 + (22 if ":" in host else 10), socket.MSG_WAITALL)
     sock.send(b"?")
     data = b""
@@ -655,6 +661,7 @@ WAYS = {
     "tcp": ("direct", "tcp", b""),
     "udp": ("direct", "udp", b""),
     "socks": ("mixed", "tcp", SOCKS + encode("192.0.2.1", 80)),
+    "http": ("mixed", "tcp", b"CONNECT 192.0.2.1:80 HTTP/1.1\r\nHost: 192.0.2.1:80\r\n\r\n"),
     "socks by name": ("mixed", "tcp", SOCKS + encode("a.test", 80)),
 }
 
