@@ -679,6 +679,9 @@ def test_processes_and_users(processes, who, way, at):
         for client in (WANTED, unwanted):
             wanted = HIT if client == WANTED else MISS
             answer = clients.say(*client, network, at, port, asked)
+            if who == "sing-box" and answer != wanted == HIT:
+                # Its search of /proc finds nothing where some process ends meanwhile.
+                answer = clients.say(*client, network, at, port, asked)
             if answer != wanted:
                 wrong.append(f"{name}: {wanted!r} expected, {answer!r} told to {client}")
     assert not wrong, "\n".join(wrong)
