@@ -97,7 +97,7 @@ class SocketOwners:
         """The process behind the socket that sends from ``source`` to ``destination``; None for a forwarded flow, a
         socket that is gone, and a domain name in place of an address."""
         ip = source.ip
-        if ip is None or destination.ip is None or type(ip) is not type(destination.ip):
+        if ip is None or destination.ip is None or ip.version != destination.ip.version:
             return None
         now = monotonic()
         if self._foreign.get(ip, 0.0) > now:
