@@ -64,4 +64,5 @@ def test_everything_holds() -> None:
     ],
 )
 def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:
-    assert set(broken(demo("--sabotage", sabotage))) == breaks
+    found = broken(demo("--sabotage", sabotage))
+    assert set(found) == breaks, found
