@@ -9,30 +9,26 @@ from typing import NamedTuple
 IP = IPv4Address | IPv6Address
 
 
-class _IPv4(IPv4Address):
+class _Hashed:
     """Hashed once. A short flow looks its addresses up nine times, and the standard library hashes in Python."""
 
-    __slots__ = ("_hash",)
+    __slots__ = ()
+    _hash: int
 
     def __init__(self, address: str) -> None:
-        super().__init__(address)
-        self._hash = super().__hash__()
+        super().__init__(address)  # type: ignore[call-arg]
+        self._hash = super().__hash__()  # type: ignore[misc]
 
     def __hash__(self) -> int:
         return self._hash
 
 
-class _IPv6(IPv6Address):
-    """See ``_IPv4``."""
-
+class _IPv4(_Hashed, IPv4Address):
     __slots__ = ("_hash",)
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        self._hash = super().__hash__()
 
-    def __hash__(self) -> int:
-        return self._hash
+class _IPv6(_Hashed, IPv6Address):
+    __slots__ = ("_hash",)
 
 
 @lru_cache(4096)

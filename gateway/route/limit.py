@@ -25,30 +25,27 @@ class Limit:
     def __init__(self, clock: Callable[[], float], tcp: int = TCP_FLOWS, udp: int = UDP_SESSIONS) -> None:
         self._clock = clock
         self._most: dict[Network, int] = {"tcp": tcp, "udp": udp}
-        # Lists of one: an address is hashed in Python, and dear to look up again.
-        self._counts: dict[tuple[Network, IP | str], list[int]] = {}
+        self._counts: dict[tuple[Network, IP | str], int] = {}
         self._told: dict[tuple[Network, IP | str], float] = {}
 
     def enter(self, network: Network, device: IP | str) -> bool:
         """One more; False (and at most one log line a minute) where the device is at its cap."""
         key = (network, device)
-        count = self._counts.get(key)
-        if count is None:
-            self._counts[key] = [1]
-            return True
-        if count[0] < self._most[network]:
-            count[0] += 1
+        count = self._counts.get(key, 0)
+        if count < self._most[network]:
+            self._counts[key] = count + 1
             return True
         now = self._clock()
         if now - self._told.get(key, -QUIET) >= QUIET:
             self._told[key] = now
-            log.warning("%s has %d %s flows: refusing more", device, count[0], network)
+            log.warning("%s has %d %s flows: refusing more", device, count, network)
         return False
 
     def leave(self, network: Network, device: IP | str) -> None:
         key = (network, device)
-        count = self._counts[key]
-        count[0] -= 1
-        if not count[0]:
+        count = self._counts[key] - 1
+        if count:
+            self._counts[key] = count
+        else:
             del self._counts[key]
             self._told.pop(key, None)

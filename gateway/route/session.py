@@ -67,6 +67,10 @@ class HandBack(Protocol):
         """Send on a datagram of ``flow`` that had reached us, as the client's own; lost where that fails."""
 
 
+Key = tuple[str, Address | None]
+"""Of a mapping in its session: the outbound's tag, and ``Link.only``."""
+
+
 class Link:
     """One mapping of a session. ``back`` turns addresses that we changed into those the client wrote to. ``only``: who
     may answer, None for anybody."""
@@ -112,7 +116,7 @@ class Session:
         self.reply = reply
         self.used = now
         self.routes: dict[Address, Route] = {}
-        self.links: dict[str, Link] = {}
+        self.links: dict[Key, Link] = {}
         self._dialing: dict[str, asyncio.Lock] = {}
         self.up = 0
         self.down = 0
@@ -271,7 +275,7 @@ class Session:
         router = self._sessions.router
         # A proxy may answer with an address for a name, so only addresses can be told apart.
         only = target if decision.udp_connect and target.ip is not None else None
-        key = tag if only is None else f"{tag} {only}"
+        key = (tag, only)
         async with self._dialing.setdefault(tag, asyncio.Lock()):
             self._unlink_closed()
             link = self.links.get(key)
@@ -307,7 +311,7 @@ class Session:
             if link.conn.closed:
                 self._unlink(key, link)
 
-    def _unlink(self, key: str, link: Link) -> None:
+    def _unlink(self, key: Key, link: Link) -> None:
         del self.links[key]
         link.conn.close()
         for destination in [one for one, route in self.routes.items() if route.link is link]:

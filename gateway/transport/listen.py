@@ -21,7 +21,7 @@ from gateway.core.contracts import Edge, Wiring
 from gateway.core.stream import Buffer, Receiver
 from gateway.kernel.edge import IN
 from gateway.kernel.mark import BYTE
-from gateway.kernel.sockopt import accept, address_of, set_mark
+from gateway.kernel.sockopt import KEEP_ALIVE, accept, address_of, set_keep_alive, set_mark
 from gateway.transport.tcp import SocketStream
 from gateway.transport.udp import NAMES, Port, SockAddr, open_socket, transmit
 
@@ -91,8 +91,7 @@ def stream_socket(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if options.tcp_keep_alive >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _seconds(options.tcp_keep_alive, 600))
+            set_keep_alive(sock, _seconds(options.tcp_keep_alive, KEEP_ALIVE))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _seconds(options.tcp_keep_alive_interval, 75))
         if options.tcp_fast_open:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 256)

@@ -120,8 +120,9 @@ class Lans:
             self.problems[lan.interface] = "interface is absent"
             return
         try:
-            # nft/base.nft refuses our own addresses as sources.
-            sysctl.write(f"net/ipv4/conf/{lan.interface}/accept_local", 1, self._record)
+            # nft/base.nft refuses our own addresses as sources; where this cannot be written the kernel does so too.
+            with contextlib.suppress(KernelError):
+                sysctl.write(f"net/ipv4/conf/{lan.interface}/accept_local", 1, self._record)
             await self._netlink.set_link(lan.interface, up=True)
             wanted = [Address(lan.interface, prefix.ip, prefix.length) for prefix in lan.address]
             await self._netlink.reconcile(lan.interface, wanted, ())

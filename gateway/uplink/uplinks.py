@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gateway.core.address import IP
+from gateway.core.errors import KernelError
 from gateway.kernel import sysctl
 from gateway.kernel.netlink.diff import Inverse
 from gateway.kernel.netlink.monitor import Monitor
@@ -17,13 +19,10 @@ from gateway.uplink.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
-FORWARDING = (
-    ("net/ipv4/ip_forward", "1"),
-    ("net/ipv6/conf/all/forwarding", "1"),
-    # No search for a socket of this host before a packet's route is known (both families; the kernel's documentation
-    # advises routers so): a fortieth more new connections are forwarded, and those to sockets lose nothing (measured).
-    ("net/ipv4/ip_early_demux", "0"),
-)
+FORWARDING = (("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1"))
+EARLY_DEMUX = "net/ipv4/ip_early_demux"
+"""Of both families. Without it no socket of this host is searched before a packet's route is known, as the kernel's
+documentation advises routers: a fortieth more connections are forwarded, those to sockets lose nothing (measured)."""
 
 
 class Uplinks:
@@ -85,6 +84,8 @@ class Uplinks:
         for name, value in FORWARDING:
             if sysctl.path_of(name).exists():
                 sysctl.write(name, value, self._record)
+        with contextlib.suppress(KernelError):
+            sysctl.write(EARLY_DEMUX, 0, self._record)
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:

@@ -527,7 +527,7 @@ def test_a_mapping_that_has_ended_is_dialled_anew() -> None:
         talk.send(b"1", address)
         first = (await loop.sock_recvfrom(sock, 100))[1]
         (session,) = house.router.sessions.running()
-        session.links["direct"].conn.close()
+        session.links["direct", None].conn.close()
         talk.send(b"2", address)
         data, second = await loop.sock_recvfrom(sock, 100)
         assert data == b"2"
