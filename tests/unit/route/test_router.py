@@ -533,7 +533,7 @@ def test_a_mapping_that_has_ended_is_dialled_anew() -> None:
         assert data == b"2"
         assert second != first
         assert house.engine.walks == 2
-        session.links["direct"].conn.close()
+        session.links["direct", None].conn.close()
         session.expire(0.0)
         assert not session.links, "not kept until it is idle"
         assert not session.routes
