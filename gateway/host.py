@@ -1,7 +1,7 @@
 """The kernel's part of a gateway: the router that stands when nothing of ours runs.
 
 Order: journal, base table (the WAN is closed before it has an address), forwarding, uplinks, LANs. What it made stands
-when it stops; ``down`` undoes it from the journal.
+when it stops, but for the offload of flows; ``down`` undoes it from the journal.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 from gateway.core.errors import KernelError
 from gateway.kernel import journal, mark, sysctl
+from gateway.kernel.bpf.offload import Offload
 from gateway.kernel.journal import Journal
-from gateway.kernel.netlink.link import Link
+from gateway.kernel.netlink.link import ETHERNET, Link
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
 from gateway.kernel.netlink.undo import undo as undo_network
@@ -47,6 +48,9 @@ class Host:
         )  # fmt: skip
         self._monitoring: asyncio.Task[None] | None = None
         self._narrow: list[str] = []
+        self._offload: Offload | None = None
+        self._problem = ""
+        """Why flows are not offloaded as wanted."""
 
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
@@ -58,6 +62,7 @@ class Host:
         self.uplinks.forward()
         self.monitor.watch(self._clamp)
         self.monitor.watch_addresses(self._clamp)
+        self.monitor.watch(self._shorten)
         # dnsmasq before any address: whoever is online has names too, whenever we are killed.
         await self.lans.start()
         await self.uplinks.start()
@@ -68,6 +73,7 @@ class Host:
         self._base(options)
         self.options = options
         self._clamp()
+        self._shorten()
         await self.uplinks.reload(options.uplinks)
         await self.lans.reload(options.lans)
 
@@ -85,9 +91,39 @@ class Host:
             except KernelError as error:
                 log.warning("segment size: %s", error)
 
+    def _shorten(self, changed: Collection[str] = ()) -> None:
+        """Offload the flows between the interfaces that can take part."""
+        if changed and self._problem and self._offload is None:
+            return  # refused before, and asked again with the next configuration
+        options, self._problem = self.options, ""
+        if options.kernel.offload == "off":
+            self._lengthen()
+            return
+        links, names = self.monitor.links, [one.interface for one in options.uplinks]
+        names += [one.interface for one in options.lans]
+        there = [links[name] for name in names if name in links and links[name].type == ETHERNET]
+        # What arrives would be gone before a classifier there (that of a shaper) has seen it.
+        filtered = [link.name for link in there if link.filtered]
+        if filtered:
+            self._problem = f"not by {', '.join(filtered)}: a tc filter there sees each packet"
+        try:
+            if self._offload is None:
+                self._offload = Offload(self.journal.record)
+            self._offload.follow([link.index for link in there if not link.filtered])
+        except KernelError as error:
+            self._problem = str(error)
+            log.warning("offload: %s", error)
+
+    def _lengthen(self) -> None:
+        if self._offload is not None:
+            self._offload.close()
+            self._offload = None
+
     async def stop(self) -> None:
         """End our part; the plain router stands."""
         self.monitor.unwatch(self._clamp, self._clamp)
+        self.monitor.unwatch(self._shorten)
+        self._lengthen()
         await self.lans.stop()
         await self.uplinks.stop()
         if self._monitoring is not None:
@@ -112,8 +148,14 @@ class Host:
                 for one in self.uplinks.snapshots
             ],
             "lans": [lan.interface for lan in self.options.lans],
-            "problems": dict(self.lans.problems),
+            "offload": self._offloaded(),
+            "problems": self.lans.problems | ({"offload": self._problem} if self._problem else {}),
         }
+
+    def _offloaded(self) -> list[str]:
+        """Names of the interfaces between which flows are offloaded."""
+        indexes = frozenset() if self._offload is None else self._offload.interfaces
+        return [link.name for link in self.monitor.links.values() if link.index in indexes]
 
     @property
     def keeper(self) -> str:

@@ -33,8 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
     if "steering" in answer:
         print(f"steering: {'the kernel steers' if answer['steering'] else 'none, every flow of the LAN is direct'}")
+    if "offload" in answer:
+        print(f"offload: {' '.join(answer['offload']) or 'none'}{_reason(answer['problems'].get('offload'))}")
     for what, why in answer.get("refused", {}).items():
         print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):
         print(f"dnsmasq: {problem}")
     return 0
+
+
+def _reason(problem: str | None) -> str:
+    return f"; {problem}" if problem else ""

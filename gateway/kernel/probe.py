@@ -16,13 +16,19 @@ from typing import Any
 
 from gateway.core.errors import KernelError
 from gateway.kernel import cgroup, mark
+from gateway.kernel.bpf import offload
 from gateway.kernel.bpf.loader import library
 from gateway.kernel.bpf.process import KNOWN_LESS, KNOWN_NOTHING, load, netns_cookie
 
 PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 BTF = Path("/sys/kernel/btf/vmlinux")
 BTF_OPTION = "a kernel with CONFIG_DEBUG_INFO_BTF=y"
-REMEDIES = {"open libbpf.so.1": "apt install libbpf1", "open process.bpf.o": "make -C bpf"}
+REMEDIES = {
+    "open libbpf.so.1": "apt install libbpf1",
+    "open process.bpf.o": "make -C bpf",
+    "open offload.bpf.o": "make -C bpf",
+    offload.NO_TCX: "Linux 6.6",
+}
 """By the step at which the CO-RE loader failed."""
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 TABLES = {("inet", "gateway"), ("inet", "gateway_base")}
@@ -114,16 +120,11 @@ def nft_features() -> Iterator[Finding]:
     refused = _dry_run("table inet gateway_probe { flags owner; chain c { counter; }; }")
     cost = f"{refused}; the steering table is open to others and goes by a helper process" if refused else ""
     yield Finding("nft-owner", not refused, cost, "Linux 5.12 and nftables 1.0" if refused else "", needed=False)
-    refused = _dry_run(
-        "table inet gateway_probe { flowtable f { hook ingress priority 0; devices = { lo }; };"
-        " chain c { type filter hook forward priority 0; meta l4proto tcp flow add @f; }; }"
-    )
-    cost = f"{refused}; direct flows are not offloaded" if refused else ""
-    yield Finding("nft-flowtable", not refused, cost, "modprobe nft_flow_offload" if refused else "", needed=False)
 
 
 def bpf() -> Iterator[Finding]:
-    """cgroup2, BTF, libbpf, the network namespace's cookie, and a load of the process programs, CO-RE or BCC's."""
+    """cgroup2, BTF, libbpf, the network namespace's cookie, and a load of the process programs, CO-RE or BCC's, and of
+    those that offload flows."""
     try:
         yield Finding("cgroup2", True, str(cgroup.mount_point()), needed=False)
     except KernelError as error:
@@ -140,6 +141,7 @@ def bpf() -> Iterator[Finding]:
     except KernelError as error:
         yield Finding("netns-cookie", False, str(error), "Linux 5.14", needed=False)
     yield _process_programs()
+    yield _offload_programs()
 
 
 def _process_programs() -> Finding:
@@ -154,6 +156,15 @@ def _process_programs() -> Finding:
         costs.append(f"without {', '.join(refused)}: an unconnected UDP socket keeps the mark of its birth")
     remedy = _remedy(instead) if instead else "Linux 5.12" if refused else ""
     return Finding("bpf-process", not costs, "; ".join(costs), remedy, needed=False)
+
+
+def _offload_programs() -> Finding:
+    try:
+        offload.load().close()
+    except KernelError as error:
+        detail = f"each packet of a direct flow goes the kernel's long way\n{error}"
+        return Finding("flow-offload", False, detail, _remedy(str(error)), needed=False)
+    return Finding("flow-offload", True, needed=False)
 
 
 def _remedy(refusal: str) -> str:

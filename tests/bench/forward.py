@@ -2,7 +2,7 @@
 
 20 rules and ``geoip-cn`` (:mod:`tests.bench.rules`). sing-box: tun with auto_route and auto_redirect. Bulk is iperf3
 with two streams, connections are wrk's with ``Connection: close`` against nginx; with segmentation offloads on all
-cables and without.
+cables, without, and without but merged by receivers.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def run(bench: Bench) -> None:
         config["route"]["auto_detect_interface"] = True
         made.sing_box("peer", config)
         check(made)
-        for gso in (True, False):
-            measure(bench, made, gso)
+        for gso, merge in ((True, False), (False, False), (False, True)):
+            measure(bench, made, gso, merge)
         insert(bench, made)
 
 
@@ -76,9 +76,9 @@ def check(made: Rig) -> None:
     assert packets["to_direct"] > 0, packets
 
 
-def measure(bench: Bench, made: Rig, gso: bool) -> None:
-    state = "gso-on" if gso else "gso-off"
-    made.offload(gso)
+def measure(bench: Bench, made: Rig, gso: bool, merge: bool) -> None:
+    state = "gso-on" if gso else "gso-off gro-on" if merge else "gso-off"
+    made.offload(gso, merge)
     for direction in ("up", "down"):
         case = f"throughput tcp {direction} {state}"
         if bench.wants(*(f"{case} {against}" for against in (PLAIN, SING_BOX)), f"{case} control"):

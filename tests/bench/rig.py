@@ -111,17 +111,15 @@ class Rig:
     def __getitem__(self, name: str) -> Router:
         return self.routers[name]
 
-    def offload(self, on: bool) -> None:
-        """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire.
-
-        Without them packets have the size of the wire's, as between network cards, and are merged as those merge what
-        they receive (GRO). A veth is born without that, since nothing that it is given needs merging.
-        """
-        word, merge = ("on", "off") if on else ("off", "on")
+    def offload(self, on: bool, merge: bool = False) -> None:
+        """Segmentation offloads of every cable: what lets one packet in the kernel stand for 64 KB on the wire. Without
+        them each packet on a cable is one of the wire's, and every one is forwarded by itself, unless receivers
+        ``merge`` them as many network cards' drivers do (GRO)."""
+        word, gro = ("on", "off") if on else ("off", "on" if merge else "off")
         ethtool = str(peers.path("ethtool"))
         for host in (self.client, self.server, *(router.host for router in self.routers.values())):
             for name in interfaces(host.plan.name, list(self.routers)):
-                host.run([ethtool, "-K", name, "tso", word, "gso", word, "gro", merge], check=True)
+                host.run([ethtool, "-K", name, "tso", word, "gso", word, "gro", gro], check=True)
 
     def forget(self) -> None:
         """Connections that the routers track from earlier runs."""

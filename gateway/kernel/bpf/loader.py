@@ -140,6 +140,11 @@ class Object:
         sizes = self._lib.bpf_map__key_size(found), self._lib.bpf_map__value_size(found)
         return Map(name, self._lib.bpf_map__fd(found), *sizes)
 
+    def program(self, name: str) -> int:
+        """Its descriptor, which belongs to this object."""
+        fd: int = self._lib.bpf_program__fd(self._program(name))
+        return fd
+
     def attach_cgroup(self, name: str, cgroup_fd: int) -> None:
         """Attach program ``name`` beside whatever is attached there already (BPF_F_ALLOW_MULTI of links)."""
         _log.clear()

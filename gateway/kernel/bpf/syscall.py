@@ -16,7 +16,8 @@ from ctypes import c_int, c_long, c_uint, c_void_p
 
 from gateway.core.errors import KernelError
 
-MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, LINK_CREATE = 0, 1, 2, 3, 4, 5, 28
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
+PROG_LOAD, PROG_QUERY, LINK_CREATE = 5, 16, 28
 NUMBERS = {
     ("x86_64", 8): 321, ("x86_64", 4): 357, ("i686", 4): 357, ("i586", 4): 357, ("aarch64", 8): 280,
     ("aarch64", 4): 386, ("armv8l", 4): 386, ("armv7l", 4): 386, ("armv6l", 4): 386, ("armv5tel", 4): 386,
@@ -32,6 +33,10 @@ ELEMENT = struct.Struct("=IIQQQ")
 MAP = struct.Struct("=IIIIIII16s")
 PROGRAM = struct.Struct("=IIQQIIQII16sII")
 LINK = struct.Struct("=IIII")
+QUERY = struct.Struct("=II56x")
+"""With room for all that the kernel writes back there, whatever length it is told."""
+LOOPBACK, TCX_INGRESS = 1, 46
+"""The index that lo has in every network namespace, and an enum bpf_attach_type."""
 
 
 @functools.cache
@@ -46,7 +51,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype, _libc.syscall.argtypes = c_long, (c_long, c_int, c_void_p, c_uint)
 
 
-def bpf(command: int, attributes: bytes) -> int:
+def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
     """What the kernel returns: a descriptor or 0, or minus an errno."""
     result: int = _libc.syscall(_number(), command, attributes, len(attributes))
     return result if result >= 0 else -ctypes.get_errno()
@@ -84,6 +89,20 @@ def link_cgroup(name: str, program: int, cgroup_fd: int, attach: int) -> int:
     if fd < 0:
         raise KernelError(f"attach {name} to the cgroup", -fd)
     return fd
+
+
+def link_device(name: str, program: int, index: int, attach: int) -> int:
+    """As ``link_cgroup``, to the interface of that index by tcx (Linux 6.6), after the programs that are there."""
+    fd = bpf(LINK_CREATE, LINK.pack(program, index, attach, 0))
+    if fd < 0:
+        raise KernelError(f"attach {name} to interface {index}", -fd)
+    return fd
+
+
+def has_tcx() -> bool:
+    """Whether this kernel attaches programs to interfaces by links."""
+    attributes = ctypes.create_string_buffer(QUERY.pack(LOOPBACK, TCX_INGRESS), QUERY.size)
+    return bpf(PROG_QUERY, attributes) != -errno.EINVAL
 
 
 class Map:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ LOOPBACK = 772
 @dataclass(frozen=True, slots=True)
 class Link:
     """``up`` is the operator's wish, ``carrier`` the wire's state; ``changes`` counts carrier changes, so that a flap
-    between two looks is seen. ``hardware`` is empty where the link type has no addresses."""
+    between two looks is seen. ``hardware`` is empty where the link type has no addresses. ``filtered``: a classifier
+    (tc) of somebody may look at what arrives."""
 
     index: int
     name: str
@@ -23,14 +25,15 @@ class Link:
     hardware: bytes
     type: int
     mtu: int
+    filtered: bool = False
 
     @property
     def ready(self) -> bool:
         return self.up and self.carrier
 
 
-def link_of(message: Any) -> Link:
-    """Of a pyroute2 RTM_NEWLINK message."""
+def link_of(message: Any, filtered: Container[int] = ()) -> Link:
+    """Of a pyroute2 RTM_NEWLINK message. ``filtered``: indexes of interfaces with a classifier for what arrives."""
     address = message.get("address") or ""
     try:
         hardware = bytes.fromhex(address.replace(":", ""))
@@ -45,4 +48,5 @@ def link_of(message: Any) -> Link:
         hardware=hardware[:16] if message["ifi_type"] == ETHERNET else b"",
         type=message["ifi_type"],
         mtu=message.get("mtu") or 0,
+        filtered=message["index"] in filtered,
     )

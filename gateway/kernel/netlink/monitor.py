@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 SOL_NETLINK = 270
 NETLINK_NO_ENOBUFS = 5
 RTMGRP_LINK = 0x1
+RTMGRP_TC = 0x8
 RTMGRP_IPV4_IFADDR = 0x10
 RTMGRP_IPV4_ROUTE = 0x40
 RTMGRP_IPV6_IFADDR = 0x100
@@ -60,7 +61,7 @@ class Monitor:
         """Look whenever the bell rings; until cancelled."""
         loop = asyncio.get_running_loop()
         link, other = (
-            _bell(RTMGRP_LINK),
+            _bell(RTMGRP_LINK | RTMGRP_TC),
             _bell(RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE),
         )
         loop.add_reader(link, self._ring, link, False)

@@ -58,7 +58,19 @@ class Session:
 
     async def links(self) -> dict[str, Link]:
         async with _errors("links"):
-            return {link.name: link for link in [link_of(m) async for m in await self._route.get_links()]}
+            filtered = await self._filtered()
+            found = [link_of(message, filtered) async for message in await self._route.get_links()]
+            return {link.name: link for link in found}
+
+    async def _filtered(self) -> set[int]:
+        """Interfaces with an ingress or clsact qdisc. A kernel without CONFIG_NET_SCHED has none."""
+        try:
+            found = [message async for message in await self._route.get_qdiscs()]
+        except NetlinkError as error:
+            if error.code != errno.EOPNOTSUPP:
+                raise
+            return set()
+        return {message["index"] for message in found if message.get("kind") in ("ingress", "clsact")}
 
     async def addresses(self, interface: str) -> list[Address]:
         async with _errors("addresses"):
