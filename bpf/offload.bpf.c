@@ -37,7 +37,14 @@
 #define NOREF 1ul /* of skb->_skb_refdst */
 #define METRICS 3ul /* of dst->_metrics: flags */
 #define RTAX_MTU 2
-#define ODD (IPS_SEQ_ADJUST | IPS_DYING | IPS_TEMPLATE | IPS_UNTRACKED | IPS_HELPER | IPS_OFFLOAD)
+
+/* enum ip_conntrack_info */
+#define ESTABLISHED 0
+#define ESTABLISHED_REPLY 3
+/* enum ip_conntrack_status: both wanted; none wanted of sequence numbers rewritten, dying, template, untracked, helper,
+ * offloaded by a flowtable. */
+#define SETTLED (1 << 2 | 1 << 3)
+#define ODD (1 << 6 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14)
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -63,6 +70,28 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } left SEC(".maps");
+
+/* Of include/net/netfilter/nf_conntrack_tuple.h; laid out so since Linux 2.6.20. */
+struct tuple {
+	__be32 source[4];
+	__be16 sport;
+	__u16 family;
+	__be32 destination[4];
+	__be16 dport;
+	__u8 protocol;
+	__u8 direction;
+};
+
+/* Conntrack may be a module, and the kernel's own BTF then does not have it: what we read of it, relocated by name. */
+struct nf_conntrack_tuple_hash___read {
+	struct tuple tuple;
+} __attribute__((preserve_access_index));
+
+struct nf_conn___read {
+	struct nf_conntrack_tuple_hash___read tuplehash[2];
+	unsigned long status;
+	__u32 mark;
+} __attribute__((preserve_access_index));
 
 extern void *bpf_cast_to_kern_ctx(void *) __ksym;
 
@@ -167,16 +196,16 @@ static __always_inline __u16 fold(__u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-static __always_inline void ends_of(struct ends *ends, struct nf_conn *entry, int direction)
+static __always_inline void ends_of(struct ends *ends, const struct nf_conn___read *entry, int direction)
 {
-	struct nf_conntrack_tuple tuple;
+	const void *at = direction ? &entry->tuplehash[1].tuple : &entry->tuplehash[0].tuple;
+	struct tuple tuple = {};
 
-	bpf_probe_read_kernel(&tuple, sizeof(tuple),
-			      direction ? &entry->tuplehash[1].tuple : &entry->tuplehash[0].tuple);
-	__builtin_memcpy(ends->source, &tuple.src.u3, 16);
-	__builtin_memcpy(ends->destination, &tuple.dst.u3, 16);
-	ends->sport = tuple.src.u.all;
-	ends->dport = tuple.dst.u.all;
+	bpf_probe_read_kernel(&tuple, sizeof(tuple), at);
+	__builtin_memcpy(ends->source, tuple.source, 16);
+	__builtin_memcpy(ends->destination, tuple.destination, 16);
+	ends->sport = tuple.sport;
+	ends->dport = tuple.dport;
 }
 
 static __always_inline int same(const struct ends *one, const struct ends *other)
@@ -207,7 +236,7 @@ SEC("tc")
 int learn(struct __sk_buff *ctx)
 {
 	struct sk_buff *skb;
-	struct nf_conn *entry;
+	const struct nf_conn___read *entry;
 	struct shape shape;
 	struct flow flow;
 	struct hop hop;
@@ -225,11 +254,11 @@ int learn(struct __sk_buff *ctx)
 	skb = bpf_cast_to_kern_ctx(ctx);
 	tracked = BPF_CORE_READ(skb, _nfct);
 	entry = (void *)(tracked & ~INFO);
-	reply = (tracked & INFO) == IP_CT_ESTABLISHED_REPLY;
-	if (!entry || (!reply && (tracked & INFO) != IP_CT_ESTABLISHED))
+	reply = (tracked & INFO) == ESTABLISHED_REPLY;
+	if (!entry || (!reply && (tracked & INFO) != ESTABLISHED))
 		return TCX_NEXT;
 	status = BPF_CORE_READ(entry, status);
-	if (status & ODD || (status & (IPS_ASSURED | IPS_CONFIRMED)) != (IPS_ASSURED | IPS_CONFIRMED))
+	if (status & ODD || (status & SETTLED) != SETTLED)
 		return TCX_NEXT;
 	if (BPF_CORE_READ(entry, mark) & CLASS & ~DIRECT || !identify(ctx, &shape, &flow))
 		return TCX_NEXT;
@@ -337,7 +366,8 @@ int forward(struct __sk_buff *ctx)
 			return TC_ACT_SHOT;
 	} else {
 		less = shape.left - 1;
-		if (bpf_skb_store_bytes(ctx, ETH + HOP_LIMIT, &less, 1, 0))
+		/* A network card's sum over the packet covers it; in IPv4 the header's own checksum outweighs the change. */
+		if (bpf_skb_store_bytes(ctx, ETH + HOP_LIMIT, &less, 1, BPF_F_RECOMPUTE_CSUM))
 			return TC_ACT_SHOT;
 	}
 	ctx->priority = hop->priority;
