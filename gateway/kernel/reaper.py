@@ -2,8 +2,9 @@
 of flows that were delivered to userspace.
 
 Such an entry has no NAT: a client that goes on using it would leave the uplink with its private address for ever. The
-child holds the read end of a pipe whose write end only the gateway has, and one nfnetlink socket of its own; it
-inherits nothing else, so it cannot keep the owned table alive. It runs without site packages (9 MB, 20 ms).
+child holds the read end of a pipe whose write end only the gateway has, a descriptor of the gateway's process, and one
+nfnetlink socket of its own; it inherits nothing else, so it cannot keep the owned table alive. It runs without site
+packages (9 MB, 20 ms).
 
 The *keeper* is the same child told to do the contrary of the last: given descriptors of the owned table's socket and of
 the process programs' links, it stays and holds them, and what the kernel has been taught to decide it goes on deciding.
@@ -11,6 +12,7 @@ the process programs' links, it stays and holds them, and what the kernel has be
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -20,29 +22,46 @@ from dataclasses import dataclass
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack
 
-PASSES = (0.0, 0.02, 0.1)
-"""Seconds to wait before each deletion: the pipe may close before the owned table does, and a packet between would
-make an entry anew. Short, so that the flows of a successor are not hit."""
+EXIT = 60.0
+"""Seconds in which a dying gateway has closed its last descriptor: its pipe may close long before the owned table does
+(programs on interfaces take their time), and a packet between makes an entry anew. So entries are deleted at once, and
+again when the process is gone."""
+LATE = 0.02
+"""Seconds after which they are deleted once more: a processor may have been inside the table as it went. Short, so that
+the flows of a successor are not hit."""
 
 _SCRIPT = """
-import os, signal, socket, sys, time
+import os, select, signal, socket, sys, time
 for number in (signal.SIGINT, signal.SIGHUP) + (() if sys.argv[1] else (signal.SIGTERM,)):
     signal.signal(number, signal.SIG_IGN)
-name, last, into, request, *passes = sys.argv[1:]
+name, last, into, request, gateway, exit, late = sys.argv[1:]
 last, request = bytes.fromhex(last), bytes.fromhex(request)
 sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
 sock.bind((0, 0))
 sock.settimeout(5)
+def delete():
+    sock.send(request)
+    sock.recv(4096)
+try:
+    process = os.pidfd_open(int(gateway))
+except OSError:
+    process = -1
+if os.getppid() != int(gateway):
+    process = -1
 os.write(1, b"r")
 os.close(1)
-while os.read(0, 64):
-    pass
+told = b""
+while word := os.read(0, 64):
+    told = word
 if last:
     os.write(sock.fileno() if into == "-1" else int(into), last)
-for pause in passes:
-    time.sleep(float(pause))
-    sock.send(request)
-    answer = sock.recv(4096)
+delete()
+if not told:
+    if process >= 0:
+        select.select([process], [], [], float(exit))
+    delete()
+    time.sleep(float(late))
+    delete()
 while name:
     signal.pause()
 """
@@ -91,7 +110,8 @@ class Reaper:
                 raise KernelError("start the reaper")
 
     def _words(self, will: Will) -> Sequence[str]:
-        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex(), *map(str, PASSES))
+        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex())
+        asked += (str(os.getpid()), str(EXIT), str(LATE))
         return (sys.executable, "-I", "-S", "-c", _SCRIPT, *asked)
 
     @property
@@ -99,9 +119,11 @@ class Reaper:
         return self._child.pid
 
     def close(self) -> None:
-        """Let it do its work now, and wait for it (0.2 s); a keeper is left to itself."""
+        """Let it do its work now, and wait for it; a keeper is left to itself. The table is gone already."""
         if self._write < 0:
             return
+        with contextlib.suppress(OSError):  # it was killed
+            os.write(self._write, b"x")
         os.close(self._write)
         self._write = -1
         if self.will.name:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from gateway.kernel import conntrack, mark
 from gateway.kernel.reaper import Reaper
 
 pytestmark = pytest.mark.root
+ROOT = Path(__file__).resolve().parents[3]
 SITES = ("198.51.100.1", "2001:db8:2::1")
 
 
@@ -85,3 +90,30 @@ def test_the_reaper_outlives_signals_and_holds_nothing(net, tracked):
         reaper.close()
         reaper.close()
         assert of(net, sock) == []
+
+
+DYING = """
+import os, sys
+from gateway.kernel.reaper import Reaper
+reaper = Reaper()
+os.close(reaper._write)
+print(reaper.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_reaper_waits_for_the_end_of_a_slow_death(net, tracked, until):
+    """The pipe closes long before the process is gone, as where it has to detach programs on a busy machine."""
+    command = ["ip", "netns", "exec", net.gateway.namespace, sys.executable, "-c", DYING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as dying:
+        assert dying.stdin is not None
+        assert dying.stdout is not None
+        assert int(dying.stdout.readline()) > 0
+        time.sleep(0.5)
+        with net.open("udp", net.client, SITES[0]) as sock:
+            sock.send(b"?")
+            sock.recv(100)
+            assert len(of(net, sock)) == 1
+            dying.stdin.close()
+            dying.wait(10)
+            assert until(lambda: of(net, sock) == [], 5)
