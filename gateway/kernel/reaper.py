@@ -110,9 +110,8 @@ class Reaper:
                 raise KernelError("start the reaper")
 
     def _words(self, will: Will) -> Sequence[str]:
-        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex())
-        asked += (str(os.getpid()), str(EXIT), str(LATE))
-        return (sys.executable, "-I", "-S", "-c", _SCRIPT, *asked)
+        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex(), str(os.getpid()))
+        return (sys.executable, "-I", "-S", "-c", _SCRIPT, *asked, str(EXIT), str(LATE))
 
     @property
     def pid(self) -> int:
