@@ -62,13 +62,17 @@ def kill9_fails_open(stage: Stage) -> str:
         gateway.wait()
         time.sleep(max(0.0, killed + DEAD - time.monotonic()))
         until = time.monotonic()
+        tracked = stage.lab.host("router").run(["conntrack", "-L", "-p", "udp", "--orig-port-dst", "7"]).out.strip()
         with opened(stage, "lan1", site.ipv4, 22, socket.AF_INET) as sock:
             sock.recv(200)
             stage.start()
             talk(sock, "after the restart")
             poll(lambda: stage.lease() == lease, f"another lease after the restart: {stage.lease()}", 5)
             talk(sock, "and with the lease")
-    gaps = {kind: probes.judged(kind, killed, UDP_BLINK if kind.startswith("udp") else BLINK, until) for kind in KINDS}
+    try:
+        gaps = {kind: probes.judged(kind, killed, UDP_BLINK if kind[:3] == "udp" else BLINK, until) for kind in KINDS}
+    except CheckError as error:
+        raise CheckError(f"{error}; the router tracked: {tracked or 'nothing'}") from error
     quiet, count = max(gaps["udp4"], gaps["udp6"]), sum(map(probes.count, KINDS))
     return (
         f"{count} probes in {DEAD:.0f} s, none lost: TCP and names from {BLINK * 1000:.0f} ms, "

@@ -99,12 +99,17 @@ def datagrams(sock: socket.socket) -> None:
         port = struct.unpack_from("!H", extra[0][2], 2)[0]
         packed = extra[0][2][4:8] if sock.family == socket.AF_INET else extra[0][2][8:24]
         host = str(ip_address(packed))
-        with socket.socket(sock.family, socket.SOCK_DGRAM) as back:
-            back.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            back.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark.OWN))
-            transparent(back)
-            back.bind((host, port))
-            back.sendto(f"owner {host} {port}".encode(), source)
+        say(host, port, source)
+
+
+def say(host: str, port: int, client: tuple[str, int]) -> None:
+    """A datagram to a client in the name of ``host``."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as back:
+        back.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        back.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark.OWN))
+        transparent(back)
+        back.bind((host, port))
+        back.sendto(f"owner {host} {port}".encode(), client)
 
 
 def verdict(word: str) -> Verdict | None:
@@ -132,6 +137,8 @@ def main() -> None:
                 steerer.apply(replace(steering(), local=(), users=tuple(spans_of)), capture)
             elif words[0] == "deaf":
                 steerer.apply(steering(), Capture(("lan0",), port + 1, dns_port=5353))
+            elif words[0] == "say":
+                say(words[1], int(words[2]), (words[3], int(words[4])))
             elif words[0] == "close":
                 steerer.close()
                 print("done", flush=True)

@@ -195,6 +195,37 @@ def test_a_udp_flow_goes_back_to_the_kernel(net, owner, prefix):
         assert sock.recv(100).startswith(b"server ")
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_userspace_says_first_is_answered_to_userspace(net, base, owner, until, prefix):
+    """To a client that has not asked, or whose asking conntrack has forgotten (a late answer, a race with a reload): else
+    its next datagrams would be replies, and leave with its private address."""
+    site, said = f"{prefix}2", f"owner {prefix}2 80".encode()
+    with net.open("udp", net.client, site) as sock:
+        here, port = sock.getsockname()[:2]
+        for _ in range(2):
+            owner.tell(f"say {site} 80 {here} {port}")
+            assert sock.recv(100) == said
+            for _ in range(2):
+                sock.send(b"?")
+                assert sock.recv(100) == said
+            net.gateway.call(conntrack.delete_userspace)
+            sock.send(b"?")
+            assert sock.recv(100) == said
+            net.gateway.call(conntrack.delete_userspace)
+        owner.tell(f"say {site} 80 {here} {port}")
+        assert sock.recv(100) == said
+        owner.kill()
+        sock.settimeout(0.5)
+
+        def alone():
+            with contextlib.suppress(OSError):
+                sock.send(b"?")
+                return sock.recv(100).startswith(b"server ")
+            return False
+
+        assert until(alone)
+
+
 def test_after_sigkill_the_network_is_plain(net, owner, until):
     userspace = (mark.USER & mark.ROUTE, mark.ROUTE)
     with net.open("udp", net.client, "198.51.100.2") as sock, net.open("tcp", net.client, "198.51.100.1") as direct:
