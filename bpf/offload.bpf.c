@@ -55,13 +55,29 @@ struct {
 	__type(value, struct hop);
 } flows SEC(".maps");
 
-/* Until when some flow of these ports may be known; 0: none is. */
+/* Until when some flow of these ports may be known. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, PLACES);
 	__type(key, __u32);
 	__type(value, __u64);
 } places SEC(".maps");
+
+/* Until when any flow may be known; 0: none is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} latest SEC(".maps");
+
+/* What was looked at lately and is not known yet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SEEN);
+	__type(key, __u32);
+	__type(value, __u64);
+} seen SEC(".maps");
 
 /* Packets that left since one was looked at, by CPU. */
 struct {
@@ -148,6 +164,23 @@ static __always_inline __u64 *place_of(__be16 sport, __be16 dport)
 	__u32 place = ((__u16)(sport ^ dport) * 40503u >> 8) & (PLACES - 1);
 
 	return bpf_map_lookup_elem(&places, &place);
+}
+
+/* Has a packet of this flow been looked at before? A short flow is over by the second, and costs no more than this. */
+static __always_inline int again(const struct ends *ends)
+{
+	__u64 sign = ends->source[0] ^ ends->source[3] ^ ends->destination[0] ^ ends->destination[3];
+	/* Another place for the other direction: they would drive each other out. */
+	__u32 place = ((__u16)(ends->sport * 3 + ends->dport) * 40503u >> 8) & (SEEN - 1);
+	__u64 *at = bpf_map_lookup_elem(&seen, &place);
+
+	sign = sign << 32 | (__u32)ends->sport << 16 | ends->dport;
+	if (!at)
+		return 0;
+	if (*at == sign)
+		return 1;
+	*at = sign;
+	return 0;
 }
 
 /* The flow of a frame that has been read; 0 where the frame is too short. */
@@ -243,7 +276,7 @@ int learn(struct __sk_buff *ctx)
 	struct ends out;
 	unsigned long tracked, status;
 	__u32 zero = 0, headers, *count = bpf_map_lookup_elem(&left, &zero);
-	__u64 *place;
+	__u64 *place, *last;
 	int reply;
 
 	if (!count || ++*count < SAMPLE || !ctx->ingress_ifindex)
@@ -274,7 +307,7 @@ int learn(struct __sk_buff *ctx)
 		return TCX_NEXT;
 	ends_of(&flow.ends, entry, reply);
 	/* IPv6 is rewritten by nobody here; where somebody else does, it goes the long way. */
-	if (flow.family == 6 && !same(&flow.ends, &hop.ends))
+	if ((flow.family == 6 && !same(&flow.ends, &hop.ends)) || !again(&flow.ends))
 		return TCX_NEXT;
 	flow.interface = ctx->ingress_ifindex;
 	hop.until = bpf_ktime_get_coarse_ns() + LIFE;
@@ -285,10 +318,11 @@ int learn(struct __sk_buff *ctx)
 	hop.addresses = fold(bpf_csum_diff(flow.ends.source, 32, hop.ends.source, 32, 0));
 	hop.ports = fold(bpf_csum_diff((__be32 *)&flow.ends.sport, 4, (__be32 *)&hop.ends.sport, 4, 0));
 	place = place_of(flow.ends.sport, flow.ends.dport);
-	if (!place || bpf_skb_load_bytes(ctx, 0, hop.ether, ETH))
+	last = bpf_map_lookup_elem(&latest, &zero);
+	if (!place || !last || bpf_skb_load_bytes(ctx, 0, hop.ether, ETH))
 		return TCX_NEXT;
 	bpf_map_update_elem(&flows, &flow, &hop, BPF_ANY);
-	*place = hop.until;
+	*place = *last = hop.until;
 	return TCX_NEXT;
 }
 
@@ -329,22 +363,23 @@ int forward(struct __sk_buff *ctx)
 	struct shape shape;
 	struct flow flow;
 	struct hop *hop;
-	__u32 headers, segment, size;
-	__u64 *place, now;
+	__u32 zero = 0, headers, segment, size;
+	__u64 *place, *any, now;
 	__u8 less;
 	int last;
 
+	any = bpf_map_lookup_elem(&latest, &zero);
+	if (!any || !*any)
+		return TCX_NEXT;
+	now = bpf_ktime_get_coarse_ns();
+	if (*any < now) {
+		*any = 0;
+		return TCX_NEXT;
+	}
 	if (ctx->pkt_type != PACKET_HOST || !read(ctx, &shape))
 		return TCX_NEXT;
 	place = place_of(shape.sport, shape.dport);
-	if (!place || !*place)
-		return TCX_NEXT;
-	now = bpf_ktime_get_coarse_ns();
-	if (*place < now) {
-		*place = 0;
-		return TCX_NEXT;
-	}
-	if (!identify(ctx, &shape, &flow))
+	if (!place || *place < now || !identify(ctx, &shape, &flow))
 		return TCX_NEXT;
 	flow.interface = ctx->ifindex;
 	hop = bpf_map_lookup_elem(&flows, &flow);

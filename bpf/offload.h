@@ -5,8 +5,8 @@
 #ifndef GATEWAY_OFFLOAD_H
 #define GATEWAY_OFFLOAD_H
 
-/* One leaving packet in so many is looked at: a short flow is over before it is learned, which would cost it more than it
- * gains. A prime: of packets that alternate between directions, both have their turn. */
+/* One leaving packet in so many is looked at, and what is looked at twice is learned: a short flow is over before, and
+ * would lose more by it than it gains. A prime: of packets that alternate between directions, both have their turn. */
 #define SAMPLE 251
 /* Nanoseconds after which a flow goes the long way again, until it is learned again: the kernel then looks at its route,
  * its neighbour, its rules, and its timeout anew. */
@@ -16,6 +16,8 @@
 /* Places for pairs of ports, a power of two: most packets of short flows are told from those of learned ones by these
  * alone. */
 #define PLACES 4096
+/* Places for flows that were looked at once, a power of two. */
+#define SEEN 256
 
 /* gateway/kernel/mark.py */
 #define CLASS 0x07000000u
