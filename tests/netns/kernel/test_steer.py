@@ -197,8 +197,8 @@ def test_a_udp_flow_goes_back_to_the_kernel(net, owner, prefix):
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_what_userspace_says_first_is_answered_to_userspace(net, base, owner, until, prefix):
-    """To a client that has not asked, or whose asking conntrack has forgotten (a late answer, a race with a reload): else
-    its next datagrams would be replies, and leave with its private address."""
+    """To a client that has not asked, or whose asking conntrack has forgotten (a late answer, a race with a reload):
+    else its next datagrams would be replies, and leave with its private address."""
     site, said = f"{prefix}2", f"owner {prefix}2 80".encode()
     with net.open("udp", net.client, site) as sock:
         here, port = sock.getsockname()[:2]
