@@ -139,6 +139,8 @@ def main() -> None:
                 steerer.apply(steering(), Capture(("lan0",), port + 1, dns_port=5353))
             elif words[0] == "say":
                 say(words[1], int(words[2]), (words[3], int(words[4])))
+            elif words[0] == "arm":
+                steerer.apply(steering(), Capture(("lan0", "wan0"), port, one_armed=True))
             elif words[0] == "close":
                 steerer.close()
                 print("done", flush=True)

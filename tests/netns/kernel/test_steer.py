@@ -226,6 +226,23 @@ def test_what_userspace_says_first_is_answered_to_userspace(net, base, owner, un
         assert until(alone)
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_goes_back_to_the_kernel_stays_there_with_one_arm(net, owner, prefix):
+    """What userspace sends on in the client's name leaves through a LAN there, and is no answer of a site."""
+    site = f"{prefix}5"
+    with net.open("udp", net.client, site) as sock:
+        sock.send(b"?")
+        assert sock.recv(100).startswith(b"owner ")
+        owner.tell("arm")
+        here, port = sock.getsockname()[:2]
+        owner.tell(f"back {here} {port} {site} 80")
+        owner.tell(f"say {here} {port} {site} 80")
+        assert sock.recv(100).startswith(b"server ")
+        for _ in range(2):
+            sock.send(b"?")
+            assert sock.recv(100).startswith(b"server ")
+
+
 def test_after_sigkill_the_network_is_plain(net, owner, until):
     userspace = (mark.USER & mark.ROUTE, mark.ROUTE)
     with net.open("udp", net.client, "198.51.100.2") as sock, net.open("tcp", net.client, "198.51.100.1") as direct:
