@@ -56,12 +56,11 @@ while word := os.read(0, 64):
 if last:
     os.write(sock.fileno() if into == "-1" else int(into), last)
 delete()
-if not told:
-    if process >= 0:
-        select.select([process], [], [], float(exit))
+if process >= 0 and not told:
+    select.select([process], [], [], float(exit))
     delete()
-    time.sleep(float(late))
-    delete()
+time.sleep(float(late))
+delete()
 while name:
     signal.pause()
 """
@@ -118,11 +117,13 @@ class Reaper:
         return self._child.pid
 
     def close(self) -> None:
-        """Let it do its work now, and wait for it; a keeper is left to itself. The table is gone already."""
+        """Let it do its work now, the table being gone, and wait for it. A keeper, whose table stands, is left to
+        itself: it waits until this process and its listeners are gone too."""
         if self._write < 0:
             return
-        with contextlib.suppress(OSError):  # it was killed
-            os.write(self._write, b"x")
+        if not self.will.name:
+            with contextlib.suppress(OSError):  # it was killed
+                os.write(self._write, b"x")
         os.close(self._write)
         self._write = -1
         if self.will.name:
