@@ -250,6 +250,15 @@ static __always_inline int same(const struct ends *one, const struct ends *other
 	return !differ;
 }
 
+static __always_inline int mirrors(const struct ends *one, const struct ends *other)
+{
+	struct ends turned = {.sport = one->dport, .dport = one->sport};
+
+	__builtin_memcpy(turned.source, one->destination, 16);
+	__builtin_memcpy(turned.destination, one->source, 16);
+	return same(&turned, other);
+}
+
 /* The largest packet that the kernel would send there without a fragment or an error. */
 static __always_inline __u32 mtu_of(struct sk_buff *skb, __u8 family)
 {
@@ -273,7 +282,7 @@ int learn(struct __sk_buff *ctx)
 	struct shape shape;
 	struct flow flow;
 	struct hop hop;
-	struct ends out;
+	struct ends back;
 	unsigned long tracked, status;
 	__u32 zero = 0, headers, *count = bpf_map_lookup_elem(&left, &zero);
 	__u64 *place, *last;
@@ -298,12 +307,8 @@ int learn(struct __sk_buff *ctx)
 	__builtin_memset(&hop, 0, sizeof(hop));
 	hop.ends = flow.ends;
 	/* It must be the packet that conntrack would send: no tunnel around it, nothing that rewrote it after NAT. */
-	ends_of(&out, entry, !reply);
-	__builtin_memcpy(flow.ends.source, out.destination, 16);
-	__builtin_memcpy(flow.ends.destination, out.source, 16);
-	flow.ends.sport = out.dport;
-	flow.ends.dport = out.sport;
-	if (!same(&flow.ends, &hop.ends))
+	ends_of(&back, entry, !reply);
+	if (!mirrors(&back, &hop.ends))
 		return TCX_NEXT;
 	ends_of(&flow.ends, entry, reply);
 	/* IPv6 is rewritten by nobody here; where somebody else does, it goes the long way. */

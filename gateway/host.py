@@ -49,7 +49,7 @@ class Host:
         self._monitoring: asyncio.Task[None] | None = None
         self._narrow: list[str] = []
         self._offload: Offload | None = None
-        self._problem = ""
+        self._offload_problem = ""
         """Why flows are not offloaded as wanted."""
 
     async def start(self) -> None:
@@ -62,7 +62,7 @@ class Host:
         self.uplinks.forward()
         self.monitor.watch(self._clamp)
         self.monitor.watch_addresses(self._clamp)
-        self.monitor.watch(self._shorten)
+        self.monitor.watch(self._attach_offload)
         # dnsmasq before any address: whoever is online has names too, whenever we are killed.
         await self.lans.start()
         await self.uplinks.start()
@@ -73,7 +73,7 @@ class Host:
         self._base(options)
         self.options = options
         self._clamp()
-        self._shorten()
+        self._attach_offload()
         await self.uplinks.reload(options.uplinks)
         await self.lans.reload(options.lans)
 
@@ -91,13 +91,13 @@ class Host:
             except KernelError as error:
                 log.warning("segment size: %s", error)
 
-    def _shorten(self, changed: Collection[str] = ()) -> None:
+    def _attach_offload(self, changed: Collection[str] = ()) -> None:
         """Offload the flows between the interfaces that can take part."""
-        if changed and self._problem and self._offload is None:
+        if changed and self._offload_problem and self._offload is None:
             return  # refused before, and asked again with the next configuration
-        options, self._problem = self.options, ""
+        options, self._offload_problem = self.options, ""
         if options.kernel.offload == "off":
-            self._lengthen()
+            self._detach_offload()
             return
         links, names = self.monitor.links, [one.interface for one in options.uplinks]
         names += [one.interface for one in options.lans]
@@ -105,16 +105,16 @@ class Host:
         # What arrives would be gone before a classifier there (that of a shaper) has seen it.
         filtered = [link.name for link in there if link.filtered]
         if filtered:
-            self._problem = f"not by {', '.join(filtered)}: a tc filter there sees each packet"
+            self._offload_problem = f"not by {', '.join(filtered)}: a tc filter there sees each packet"
         try:
             if self._offload is None:
                 self._offload = Offload(self.journal.record)
             self._offload.follow([link.index for link in there if not link.filtered])
         except KernelError as error:
-            self._problem = str(error)
+            self._offload_problem = str(error)
             log.warning("offload: %s", error)
 
-    def _lengthen(self) -> None:
+    def _detach_offload(self) -> None:
         if self._offload is not None:
             self._offload.close()
             self._offload = None
@@ -122,8 +122,8 @@ class Host:
     async def stop(self) -> None:
         """End our part; the plain router stands."""
         self.monitor.unwatch(self._clamp, self._clamp)
-        self.monitor.unwatch(self._shorten)
-        self._lengthen()
+        self.monitor.unwatch(self._attach_offload)
+        self._detach_offload()
         await self.lans.stop()
         await self.uplinks.stop()
         if self._monitoring is not None:
@@ -149,7 +149,7 @@ class Host:
             ],
             "lans": [lan.interface for lan in self.options.lans],
             "offload": self._offloaded(),
-            "problems": self.lans.problems | ({"offload": self._problem} if self._problem else {}),
+            "problems": self.lans.problems | ({"offload": self._offload_problem} if self._offload_problem else {}),
         }
 
     def _offloaded(self) -> list[str]:

@@ -13,14 +13,12 @@ from typing import Any
 from gateway.core.errors import KernelError
 from gateway.kernel import sysctl
 from gateway.kernel.bpf.loader import OBJECTS, Object
-from gateway.kernel.bpf.syscall import close, has_tcx, link_device
+from gateway.kernel.bpf.syscall import TCX_EGRESS, TCX_INGRESS, close, has_tcx, link_device
 
 OBJECT = OBJECTS / "offload.bpf.o"
 NO_TCX = "attach programs to interfaces"
 """The step that an older kernel refuses."""
-INGRESS, EGRESS = 46, 47
-"""enum bpf_attach_type: BPF_TCX_INGRESS, BPF_TCX_EGRESS."""
-PROGRAMS = (("learn", EGRESS), ("forward", INGRESS))
+PROGRAMS = (("learn", TCX_EGRESS), ("forward", TCX_INGRESS))
 FLOW, HOP = 44, 80
 """Bytes of a key and of a value of the map ``flows`` (bpf/offload.h)."""
 
@@ -88,11 +86,6 @@ class Offload:
     @property
     def interfaces(self) -> frozenset[int]:
         return frozenset(self._links)
-
-    @property
-    def flows(self) -> int:
-        """Directions of flows that are known now, or were until lately."""
-        return sum(1 for _ in self._programs.map("flows"))
 
     def close(self) -> None:
         """Any number of times."""

@@ -35,8 +35,10 @@ PROGRAM = struct.Struct("=IIQQIIQII16sII")
 LINK = struct.Struct("=IIII")
 QUERY = struct.Struct("=II56x")
 """With room for all that the kernel writes back there, whatever length it is told."""
-LOOPBACK, TCX_INGRESS = 1, 46
-"""The index that lo has in every network namespace, and an enum bpf_attach_type."""
+LOOPBACK = 1
+"""The index that lo has in every network namespace."""
+TCX_INGRESS, TCX_EGRESS = 46, 47
+"""enum bpf_attach_type."""
 
 
 @functools.cache
