@@ -56,9 +56,8 @@ class Begun(NamedTuple):
     """A connection that was begun without waiting for it."""
 
     sock: socket
-    """Non-blocking, without a layer and without keep-alive, which few flows live to need; the caller owns it."""
-    sent: int
-    """How many of the first bytes it has taken, -1 while it is not connected."""
+    """Non-blocking, without a layer and without keep-alive, which few flows live to need; the caller owns it. A near
+    peer has answered already: then it can be written to at once."""
     patience: float
     """Seconds to wait for that, 0 = any time."""
 
@@ -66,9 +65,9 @@ class Begun(NamedTuple):
 class Begins(Protocol):
     """An outbound that can dial without being awaited; a method beside those of Outbound."""
 
-    def begin(self, destination: Address, first: Buffer) -> Begun | None:
-        """Connect to ``destination`` and send ``first``. None where more than connect(2) is needed: await ``connect``
-        then. Raises DialError."""
+    def begin(self, destination: Address, speaking: bool) -> Begun | None:
+        """Connect to ``destination``; ``speaking``: first bytes are there to be sent. None where more than connect(2)
+        is needed: await ``connect`` then. Raises DialError."""
 
 
 def begins(outbound: object) -> TypeGuard[Begins]:

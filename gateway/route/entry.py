@@ -3,7 +3,7 @@
 ::
 
     walk the rules ── sniff ──> recv, wait on the edge where nothing is there yet ──> walk on
-                   └─ route ──> begin: a socket that connects ── first bytes ──> relay
+                   └─ route ──> begin: a socket that connects ── first bytes, in a burst ──> relay
 
 Half of what a short flow costs userspace was its task (measured). Only what sniffing and one connect(2) settle goes
 this way. Everything else (a name to resolve, a handshake, a group, a rejection, DNS) goes on in a task of the router,
@@ -95,17 +95,37 @@ class Patience:
         self._waiting.clear()
 
 
+class Burst:
+    """Sends the first bytes of all flows that were dialled in one turn, one right after another: who is woken by the
+    first is still awake for the others. Waking an idle processor took a sixth of what a short flow costs (measured)."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._entries: list[Entry] = []
+
+    def add(self, entry: Entry) -> None:
+        if not self._entries:
+            self._loop.call_soon(self._send)
+        self._entries.append(entry)
+
+    def _send(self) -> None:
+        entries, self._entries = self._entries, []
+        for entry in entries:
+            entry.speak()
+
+
 class Entry:
     """One flow on its way in; owns ``stream``, whose bare socket is ``sock``, until the relay or a task has it."""
 
     __slots__ = (
-        "_data", "_findings", "_names", "_remote", "_request", "_router", "_running", "_sock", "_stream", "_timer",
-        "_walk", "_watching",
+        "_data", "_findings", "_names", "_patience", "_remote", "_request", "_router", "_running", "_sock", "_stream",
+        "_timer", "_walk", "_watching",
     )  # fmt: skip
 
     _walk: Walk
     _findings: Findings
     _request: SniffRequest
+    _patience: float
 
     def __init__(self, router: Router, running: RunningStream, stream: Stream, sock: socket) -> None:
         self._router = router
@@ -227,21 +247,42 @@ class Entry:
         outbound = router.outbound(running.flow, decision)
         begun = None
         if begins(outbound):
-            begun = outbound.begin(decision.destination or running.flow.destination, self._data)
+            begun = outbound.begin(decision.destination or running.flow.destination, bool(self._data))
         if begun is None:
             self._leave(decision)
             return
         running.decision, running.findings, running.chain = decision, self._findings, router.chain(decision.outbound)
-        self._remote, sent, patience = begun
-        if sent >= 0:
-            self._relay(sent, False)
-            return
+        self._remote, self._patience = begun
+        if self._data:
+            router.burst.add(self)
+        else:
+            self._connecting()
+
+    def speak(self) -> None:
+        """The first bytes, where the far end has answered inside connect(2)."""
+        remote = self._remote
+        if remote is None:
+            return  # closed meanwhile
+        try:
+            try:
+                sent = remote.send(self._data)
+            except (BlockingIOError, InterruptedError):
+                self._connecting()
+            else:
+                self._relay(sent, False)
+        except Exception as error:
+            self._fail(error)
+
+    def _connecting(self) -> None:
+        """The far end takes its time."""
+        edge, remote = self._router.edge, self._remote
+        assert remote is not None
         if self._watching:
-            router.edge.remove(self._sock.fileno())
+            edge.remove(self._sock.fileno())
             self._watching = False
-        if patience:
-            self._wait(patience, self._unanswered)
-        router.edge.add(self._remote.fileno(), OUT, self._writable)
+        if self._patience:
+            self._wait(self._patience, self._unanswered)
+        edge.add(remote.fileno(), OUT, self._writable)
 
     def _writable(self, events: int) -> None:
         remote = self._remote

@@ -17,7 +17,7 @@ from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer, Receiver, Stream
 from gateway.kernel.splice import Pipes
 from gateway.route.engine import Decision, Engine, Request, ResolveRequest, SniffRequest, Walk
-from gateway.route.entry import PROMPT, Entry, Patience, abort, bare
+from gateway.route.entry import PROMPT, Burst, Entry, Patience, abort, bare
 from gateway.route.flood import Flood
 from gateway.route.limit import Limit
 from gateway.route.relay import SocketRelay, relay
@@ -55,6 +55,7 @@ class Router:
         self.edge = wiring.edge
         self.pipes = Pipes()
         self.patience = Patience(wiring.edge.loop)
+        self.burst = Burst(wiring.edge.loop)
         self._streams: set[RunningStream] = set()
         self._looked = self._clock() - LASTING
         """Flows that began until then have been told to last."""

@@ -19,7 +19,7 @@ from gateway.core.address import IP, Address
 from gateway.core.contracts import Begun, IPv4Address, Strategy, Wiring
 from gateway.core.errors import DialError
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import Buffer, PacketConn, Stream
+from gateway.core.stream import PacketConn, Stream
 from gateway.kernel.mark import BYTE
 from gateway.kernel.sockopt import IP_BIND_ADDRESS_NO_PORT, connection, set_keep_alive, set_mark
 from gateway.transport.tcp import SocketStream
@@ -57,7 +57,7 @@ class Dialer:
             return await outbound.connect(flow or _anonymous("tcp", address), address)
         return SocketStream(self._wiring.edge, await self.connect_socket(address))
 
-    def begin(self, address: Address, first: Buffer) -> Begun | None:
+    def begin(self, address: Address, speaking: bool) -> Begun | None:
         """See ``core.contracts.Begins``."""
         ip, options = address.ip, self._options
         if ip is None or options.detour:
@@ -65,20 +65,13 @@ class Dialer:
         try:
             sock = self._stream_socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6, lasting=False)
             try:
-                if first and not options.tcp_multi_path:
+                if speaking and not options.tcp_multi_path:
                     # The handshake's last segment then waits for the first bytes and goes with them.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
                 error = sock.connect_ex((_text(ip), address.port))
                 if error and error not in _PENDING:
                     raise OSError(error, os.strerror(error))
-                sent = -1
-                if first:
-                    # A near peer has answered inside connect(2).
-                    try:
-                        sent = sock.send(first)
-                    except (BlockingIOError, InterruptedError):
-                        pass
-                return Begun(sock, sent, options.connect_timeout)
+                return Begun(sock, options.connect_timeout)
             except BaseException:
                 sock.close()
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.core.address import Address
 from gateway.core.contracts import Begun, Wiring
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import Buffer, PacketConn, Stream
+from gateway.core.stream import PacketConn, Stream
 from gateway.protocol.direct.options import OutboundOptions
 from gateway.transport.dial import Dialer
 
@@ -25,8 +25,8 @@ class Outbound:
             return destination
         return Address.of(self._host or destination.host, self._port or destination.port)
 
-    def begin(self, destination: Address, first: Buffer) -> Begun | None:
-        return self._dialer.begin(self._target(destination), first)
+    def begin(self, destination: Address, speaking: bool) -> Begun | None:
+        return self._dialer.begin(self._target(destination), speaking)
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:
         return await self._dialer.connect(self._target(destination), flow)

@@ -8,7 +8,7 @@ from gateway.core.address import Address
 from gateway.core.contracts import Begun, Wiring, begins
 from gateway.core.contracts import Outbound as Member
 from gateway.core.flow import Flow, Network
-from gateway.core.stream import Buffer, PacketConn, Stream
+from gateway.core.stream import PacketConn, Stream
 from gateway.protocol.selector.options import OutboundOptions
 
 
@@ -51,9 +51,9 @@ class Outbound:
     def watch(self, changed: Callable[[], None]) -> None:
         self._watchers.append(changed)
 
-    def begin(self, destination: Address, first: Buffer) -> Begun | None:
+    def begin(self, destination: Address, speaking: bool) -> Begun | None:
         member = self._member()
-        return member.begin(destination, first) if begins(member) else None
+        return member.begin(destination, speaking) if begins(member) else None
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:
         return await self._member().connect(flow, destination)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
@@ -218,27 +219,41 @@ def test_a_silent_client_is_waited_for_no_longer_than_needed(timeout: float, cer
     run(body, script)
 
 
+class Far(socket.socket):
+    """The first ``send`` takes so many bytes, -1: none, as before it is connected. Each is noted."""
+
+    def __init__(self, sock: socket.socket, room: int | None, noted: list[str]) -> None:
+        super().__init__(fileno=sock.detach())
+        self.setblocking(False)
+        self.room, self.noted = room, noted
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self.noted.append("send")
+        room, self.room = self.room, None
+        if room == -1:
+            raise BlockingIOError
+        return super().send(memoryview(data)[:room], flags)
+
+
 class Slow:
     """An outbound whose socket is one of a pair, and takes ``sent`` of the first bytes (-1: not connected yet)."""
 
     tag = type = "slow"
     networks = frozenset({"tcp", "udp"})
 
-    def __init__(self, sent: int, patience: float = 0.0, *, full: bool = False) -> None:
-        self.near, self.far = socket.socketpair()
+    def __init__(self, sent: int | None = None, patience: float = 0.0, *, full: bool = False) -> None:
+        self.noted: list[str] = []
+        self.near, far = socket.socketpair()
         self.near.setblocking(False)
-        self.far.setblocking(False)
-        self.sent, self.patience = sent, patience
-        while full:
-            try:
-                self.far.send(bytes(65536))
-            except BlockingIOError:
-                break
+        self.far = Far(far, sent, self.noted)
+        self.patience = patience
+        with suppress(BlockingIOError):
+            while full:
+                socket.socket.send(self.far, bytes(65536))
 
-    def begin(self, destination: Address, first: bytes) -> Begun:
-        if self.sent > 0:
-            self.far.send(first[: self.sent])
-        return Begun(self.far, self.sent, self.patience)
+    def begin(self, destination: Address, speaking: bool) -> Begun:
+        self.noted.append("speaking" if speaking else "silent")
+        return Begun(self.far, self.patience)
 
 
 def sniffed(tag: str) -> Script:
@@ -249,7 +264,7 @@ def sniffed(tag: str) -> Script:
     return script
 
 
-@pytest.mark.parametrize("sent", [-1, 0, 5, len(HTTP)])
+@pytest.mark.parametrize("sent", [-1, 1, 5, len(HTTP)])
 def test_the_first_bytes_arrive_once_however_far_the_connection_is(sent: int) -> None:
     async def body(house: House) -> None:
         loop = asyncio.get_running_loop()
@@ -290,6 +305,54 @@ def test_a_connection_that_is_never_made_is_let_go(end: str) -> None:
         await until(lambda: not house.router.flows())
         assert slow.far.fileno() < 0
         assert client.recv(10) == b""
+        client.close()
+        slow.near.close()
+
+    run(body, sniffed("slow"))
+
+
+def test_flows_of_one_turn_are_dialled_before_any_is_sent_to() -> None:
+    """The first one wakes the server for all."""
+
+    async def body(house: House) -> None:
+        slow, other = Slow(), Slow()
+        other.noted = other.far.noted = slow.noted
+        outbounds = house.wiring.outbounds
+        outbounds["slow"], outbounds["other"] = slow, other  # type: ignore[index]
+        pairs = [socket.socketpair() for _ in range(2)]
+        for port, (client, ours) in enumerate(pairs, 80):
+            client.send(HTTP)
+            ours.setblocking(False)
+            flow = Flow("tcp", "in", "tproxy", CLIENT, Address.of("203.0.113.1", port))
+            house.router.route_stream(flow, SocketStream(house.edge, ours))
+        for far in (slow, other):
+            assert await asyncio.get_running_loop().sock_recv(far.near, 1000) == HTTP
+        assert slow.noted == ["speaking", "speaking", "send", "send"]
+        for client, _ in pairs:
+            client.close()
+        slow.near.close()
+        other.near.close()
+        await until(lambda: not house.router.flows())
+
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield SniffRequest(frozenset({"tls", "http"}), 3600.0)
+        yield Decision("route", "slow" if flow.destination.port == 80 else "other", 0)
+
+    run(body, script)
+
+
+def test_a_flow_that_ends_between_dial_and_first_bytes_says_nothing() -> None:
+    async def body(house: House) -> None:
+        slow = house.wiring.outbounds["slow"] = Slow()  # type: ignore[index]
+        client, ours = socket.socketpair()
+        client.send(HTTP)
+        ours.setblocking(False)
+        flow = Flow("tcp", "in", "tproxy", CLIENT, Address.of("203.0.113.1", 80))
+        house.router.route_stream(flow, SocketStream(house.edge, ours))
+        assert house.router.close_flows(lambda running: True) == 1
+        assert await asyncio.get_running_loop().sock_recv(slow.near, 10) == b"", "closed without a word"
+        assert slow.noted == ["speaking"]
+        assert not house.router.flows()
         client.close()
         slow.near.close()
 
