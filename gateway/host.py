@@ -7,7 +7,6 @@ when it stops, but for the offload of flows; ``down`` undoes it from the journal
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from typing import Any
 
 from gateway.core.errors import KernelError
 from gateway.kernel import journal, mark, sysctl
+from gateway.kernel.bpf.demand import INTERVAL
 from gateway.kernel.bpf.offload import Offload
 from gateway.kernel.journal import Journal
 from gateway.kernel.netlink.link import ETHERNET, Link
@@ -46,7 +46,7 @@ class Host:
         self.lans = Lans(
             options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
         )  # fmt: skip
-        self._monitoring: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._narrow: list[str] = []
         self._offload: Offload | None = None
         self._offload_problem = ""
@@ -66,7 +66,10 @@ class Host:
         # dnsmasq before any address: whoever is online has names too, whenever we are killed.
         await self.lans.start()
         await self.uplinks.start()
-        self._monitoring = asyncio.create_task(self.monitor.run(), name="monitor")
+        self._tasks = [
+            asyncio.create_task(self.monitor.run(), name="monitor"),
+            asyncio.create_task(self._offload_on_demand(), name="offload"),
+        ]
 
     async def reload(self, options: GatewayOptions) -> None:
         """Apply what differs. Raises KernelError; what stood before goes on."""
@@ -109,10 +112,19 @@ class Host:
         try:
             if self._offload is None:
                 self._offload = Offload(self.journal.record)
-            self._offload.follow([link.index for link in there if not link.filtered])
+            self._offload.follow({link.index: link.name for link in there if not link.filtered})
         except KernelError as error:
             self._offload_problem = str(error)
             log.warning("offload: %s", error)
+
+    async def _offload_on_demand(self) -> None:
+        """Attach and detach its programs as what passes asks for."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            if (offload := self._offload) is not None:
+                wanted = offload.switch(asyncio.get_running_loop().time())
+                if wanted is not None:
+                    await asyncio.to_thread(offload.attend, wanted)
 
     def _detach_offload(self) -> None:
         if self._offload is not None:
@@ -123,13 +135,12 @@ class Host:
         """End our part; the plain router stands."""
         self.monitor.unwatch(self._clamp, self._clamp)
         self.monitor.unwatch(self._attach_offload)
-        self._detach_offload()
         await self.lans.stop()
         await self.uplinks.stop()
-        if self._monitoring is not None:
-            self._monitoring.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._monitoring
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._detach_offload()
         await self.netlink.__aexit__()
         self.journal.close()
 
@@ -148,14 +159,10 @@ class Host:
                 for one in self.uplinks.snapshots
             ],
             "lans": [lan.interface for lan in self.options.lans],
-            "offload": self._offloaded(),
+            "offload": [] if self._offload is None else list(self._offload.interfaces.values()),
+            "offloading": self._offload is not None and self._offload.attached,
             "problems": self.lans.problems | ({"offload": self._offload_problem} if self._offload_problem else {}),
         }
-
-    def _offloaded(self) -> list[str]:
-        """Names of the interfaces between which flows are offloaded."""
-        indexes = frozenset() if self._offload is None else self._offload.interfaces
-        return [link.name for link in self.monitor.links.values() if link.index in indexes]
 
     @property
     def keeper(self) -> str:

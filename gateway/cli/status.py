@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     if "steering" in answer:
         print(f"steering: {'the kernel steers' if answer['steering'] else 'none, every flow of the LAN is direct'}")
     if "offload" in answer:
-        print(f"offload: {' '.join(answer['offload']) or 'none'}{_reason(answer['problems'].get('offload'))}")
+        waiting = " (no bulk just now)" if answer["offload"] and not answer["offloading"] else ""
+        print(f"offload: {' '.join(answer['offload']) or 'none'}{waiting}{_reason(answer['problems'].get('offload'))}")
     for what, why in answer.get("refused", {}).items():
         print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):

@@ -1,17 +1,20 @@
 """Flow offload: the tcx programs of ``offload.bpf.c`` on interfaces, a short way for what the kernel forwards.
 
-Closing (or dying) detaches them, and flows go on by the long way. The sysctls stay until ``down``: conntrack has missed
-packets of the flows that are running.
+They are attached while there is demand (:mod:`gateway.kernel.bpf.demand`). Closing (or dying) detaches them, and flows
+go on by the long way. The sysctls stay until ``down``: conntrack has missed packets of the flows that are running.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import KernelError
 from gateway.kernel import sysctl
+from gateway.kernel.bpf.demand import Counters, Demand
 from gateway.kernel.bpf.loader import OBJECTS, Object
 from gateway.kernel.bpf.syscall import TCX_EGRESS, TCX_INGRESS, close, has_tcx, link_device
 
@@ -44,12 +47,26 @@ def load() -> Object:
     return programs
 
 
+def received(interfaces: Mapping[int, str]) -> Counters:
+    """Of those of ``interfaces`` (names by index) that are there, from the caller's /proc/net/dev."""
+    names = set(interfaces.values())
+    lines = (line.split(":", 1) for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:])
+    found = {name.strip(): numbers.split(None, 2) for name, numbers in lines}
+    return {name: (int(found[name][0]), int(found[name][1])) for name in names & found.keys()}
+
+
 class Offload:
-    """In the caller's network namespace; ``record`` is the journal. Raises KernelError; nothing is changed then."""
+    """In the caller's network namespace; ``record`` is the journal. Raises KernelError; nothing is changed then.
+
+    ``attend`` may run in a thread, so that nobody waits while the kernel lets go of a program (some 10 ms each)."""
 
     def __init__(self, record: Callable[[dict[str, Any]], None]) -> None:
         self._programs = load()
+        self._lock = threading.Lock()
         self._links: dict[int, list[int]] = {}
+        self._demand = Demand()
+        self.interfaces: dict[int, str] = {}
+        """Those that take part, names by index."""
         try:
             sysctl.write(LIBERAL, 1, record)
         except KernelError:
@@ -58,20 +75,40 @@ class Offload:
         with contextlib.suppress(KernelError):
             sysctl.write(RESETS, 1, record)
 
-    def follow(self, interfaces: Collection[int]) -> None:
-        """Be attached to the interfaces of these indexes (Ethernet) and no others. Raises KernelError, after all of
-        them have been tried."""
+    def follow(self, interfaces: Mapping[int, str]) -> None:
+        """Offload between these interfaces (Ethernet; names by index) and no others; one that is new is attached to at
+        once. Raises KernelError, after all of them have been tried; who is refused takes no part."""
         refused: KernelError | None = None
-        for index in self._links.keys() - set(interfaces):
-            close(self._links.pop(index))
-        for index in interfaces:
-            if index not in self._links:
+        with self._lock:
+            for index in self._links.keys() - interfaces.keys():
+                close(self._links.pop(index))
+            known, self.interfaces = self.interfaces, {}
+            for index, name in interfaces.items():
                 try:
-                    self._attach(index)
+                    if index not in known:
+                        self._attach(index)
+                    self.interfaces[index] = name
                 except KernelError as error:
                     refused = error
         if refused is not None:
             raise refused
+
+    def switch(self, now: float) -> bool | None:
+        """What ``attend`` is to be told: True, there is demand and not all is attached; False, there is none and
+        something is; None: all is as it should be. ``now``: see Demand."""
+        if not self._demand.look(received(self.interfaces), now):
+            return False if self._links else None
+        return True if self.interfaces.keys() - self._links.keys() else None
+
+    def attend(self, wanted: bool) -> None:
+        """Attach to all interfaces, or detach from all."""
+        with self._lock:
+            if not wanted:
+                self._detach()
+                return
+            for index in self.interfaces.keys() - self._links.keys():
+                with contextlib.suppress(KernelError):  # it goes just now
+                    self._attach(index)
 
     def _attach(self, index: int) -> None:
         links: list[int] = []
@@ -83,12 +120,17 @@ class Offload:
             raise
         self._links[index] = links
 
+    def _detach(self) -> None:
+        while self._links:
+            close(self._links.popitem()[1])
+
     @property
-    def interfaces(self) -> frozenset[int]:
-        return frozenset(self._links)
+    def attached(self) -> bool:
+        return bool(self._links)
 
     def close(self) -> None:
         """Any number of times."""
-        while self._links:
-            close(self._links.popitem()[1])
-        self._programs.close()
+        with self._lock:
+            self.interfaces = {}
+            self._detach()
+            self._programs.close()

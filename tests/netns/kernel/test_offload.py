@@ -113,6 +113,16 @@ class Way:
         wanted = [] if offload == "off" else ["lan0", "wan0"]
         poll(lambda: self.offloaded() == wanted, "the changed configuration is not in force")
 
+    def wake(self) -> None:
+        """Bulk until the programs are attached; they stay for some seconds."""
+        near, far = connect(self, 4, 7999)
+        with near, far:
+            for _ in range(20):
+                pump(near, far)
+                if self.status()["offloading"]:
+                    return
+        raise AssertionError("bulk is not offloaded")
+
     def forwarded(self) -> int:
         """Packets that went the long way, both families."""
         return self.gateway.call(_forwarded)
@@ -179,6 +189,7 @@ def connect(way: Way, family: int, port: int = 7001) -> tuple[socket.socket, soc
 
 def shortened(way: Way, work: Any, at_least: int) -> None:
     """``work()`` moves ``at_least`` so many packets, most of them by the short way."""
+    way.wake()
     long, all_ = way.forwarded(), packets(way.client)
     work()
     long, all_ = way.forwarded() - long, packets(way.client) - all_
@@ -316,6 +327,7 @@ def lifetimes(way: Way, port: int) -> list[int]:
 def test_the_end_of_a_connection_is_seen(way: Way, closing_end: str) -> None:
     """By reset, whose sequence number conntrack cannot check any more, and by FIN: the entry would live for days."""
     for linger in (True, False):
+        way.wake()
         near, far = connect(way, 4)
         port = near.getsockname()[1]
         with near, far:
@@ -348,6 +360,23 @@ def test_a_filter_on_an_interface_sees_each_packet(way: Way) -> None:
         way.gateway.run(["tc", "qdisc", "del", "dev", "lan0", "clsact"], check=True)
     poll(lambda: way.offloaded() == ["lan0", "wan0"], "lan0 is not offloaded again")
     assert "offload" not in way.status()["problems"]
+
+
+def test_no_bulk_no_programs(way: Way) -> None:
+    """Small packets, however many, pay for nothing; a flow goes on through all of it."""
+    near, far = connect(way, 4)
+    with near, far, Exchange(way, 4) as exchange:
+        shortened(way, lambda: pump(near, far), SIZE // 1500)
+        poll(lambda: not way.status()["offloading"], "the programs stay attached", 20)
+        assert way.offloaded() == ["lan0", "wan0"]
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            exchange.ask(bytes(200))
+        assert not way.status()["offloading"]
+        before = way.forwarded()
+        pump(near, far, 1 << 18)
+        assert way.forwarded() - before >= (1 << 18) // 1500
+        shortened(way, lambda: pump(far, near), SIZE // 1500)
 
 
 def test_switched_off_and_on(way: Way) -> None:

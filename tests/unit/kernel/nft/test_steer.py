@@ -62,7 +62,8 @@ def test_ports_sources_and_socket_classes():
     )
     found = objects(plan, CAPTURE, 7)
     assert found.chains["g7_class_0"] == (
-        "meta l4proto . th dport vmap { tcp . 80 : goto g7_profile_0, udp . 1-9 : goto g7_profile_1 }",
+        "tcp dport vmap { 80 : goto g7_profile_0 }",
+        "udp dport vmap { 1-9 : goto g7_profile_1 }",
     )
     assert found.fixed["forwarded"][0] == "ip saddr vmap { 192.0.2.0-192.0.2.255 : goto g7_class_0 }"
     assert "0x18000000 : goto g7_class_0" in found.fixed["local"][1]
