@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.kernel.bpf.demand import BULK, INTERVAL, LARGE, QUIET, Demand
+from gateway.kernel.bpf.demand import BULK, HUGE, INTERVAL, LARGE, QUIET, Demand
 
 LAN, WAN = "lan", "wan"
 
@@ -25,6 +25,8 @@ def test_it_begins_with_demand_and_ends_without_bulk() -> None:
         (int(BULK * INTERVAL) - 1, 600, False),  # too little
         (LARGE * 100_000, 100_000, True),
         (LARGE * 100_000 - 1, 100_000, False),  # too small, however many
+        (HUGE * 100 - 1, 100, True),
+        (HUGE * 100, 100, False),  # never on a wire
         (0, 0, False),
     ],
 )
