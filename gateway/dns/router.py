@@ -74,7 +74,7 @@ class Router:
         self._sink = sink
         self._clock = clock
         self.ready = Ready(clock)
-        """Holds nothing where an answer depends on who asks. Its hits need no ``hit``."""
+        """Holds nothing where an answer depends on who asks. ``hit`` asks it first; who has no Flow yet may himself."""
         self.ready.reverse = self._reverse
 
     def teach(self, sink: LearnedSink | None) -> None:
@@ -96,6 +96,9 @@ class Router:
 
     def hit(self, query: bytes, flow: Flow) -> bytes | None:
         """The answer to a client's query where the cache has it. Never waits, never raises."""
+        now, ip = self._clock(), flow.source.ip
+        if ip is not None and (known := self.ready.get(ip.packed, query[2:], now)) is not None:
+            return query[:2] + known
         key = key_of(query)
         if self._cache is None or key is None:
             return None
@@ -105,23 +108,20 @@ class Router:
                 share = self._plan(message.question(query), flow)[1]
             except PeerError:
                 return None
-        now = self._clock()
         entry = self._cache.get((share, key), now)
         if entry is None:
             return None
         if entry.addresses and self._reverse is not None:
-            told = (flow.source.ip, entry.left(now))
+            told = (ip, entry.left(now))
             if entry.told != told or not self._reverse.told(entry.name, told[0], entry.addresses):
                 entry.told = told
                 self._teach(entry.name, flow, entry.addresses, told[1], now)
         answer = entry.answer(query, now)
-        if flow.network != "udp":
-            return answer
         if entry.size > entry.limit:
-            return message.truncate(answer, entry.limit)
-        if not self._apart and flow.source.ip is not None:
+            return message.truncate(answer, entry.limit) if flow.network == "udp" else answer
+        if not self._apart and ip is not None:
             found = entry.addresses if self._reverse is not None else ()
-            self.ready.keep(flow.source.ip, query, answer, entry.due(now), entry.name, found)
+            self.ready.keep(ip, query, answer, entry.due(now), entry.name, found)
         return answer
 
     async def exchange(self, query: bytes, flow: Flow) -> bytes | None:

@@ -250,6 +250,11 @@ def test_tcp_in_pieces_in_a_row_and_half_closed():
                 sock.sendall(start)
                 sock.shutdown(socket.SHUT_WR)
                 assert sock.recv(1) == b""
+        # What is no query ends the connection, not the answers before it.
+        with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
+            sock.sendall(frame(1) + frame(2) + b"\0\1x" + frame(3))
+            assert [take(sock), take(sock)] == [1, 2]
+            assert sock.recv(1) == b""
 
     def take(sock):
         answer = exactly(sock, int.from_bytes(exactly(sock, 2), "big"))

@@ -7,11 +7,14 @@ from gateway.config.shared import NetworkName
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.flow import Flow
-from gateway.core.stream import Buffer
+from gateway.core.stream import Buffer, Receiver
 from gateway.kernel.sockopt import address_of
 from gateway.protocol.direct.options import InboundOptions
 from gateway.transport.listen import PacketListener, StreamListener
 from gateway.transport.tcp import SocketStream
+
+KNOWN = 4096
+"""Sources whose flow is remembered; at the bound all are forgotten and learned anew."""
 
 
 class Inbound:
@@ -24,6 +27,7 @@ class Inbound:
         networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
         self._stream = StreamListener(options, wiring, self._serve) if "tcp" in networks else None
         self._packet = PacketListener(options, wiring, self._datagram) if "udp" in networks else None
+        self._known: dict[Address, tuple[Flow, Receiver]] = {}
 
     async def start(self) -> None:
         for listener in (self._stream, self._packet):
@@ -39,14 +43,21 @@ class Inbound:
         self._wiring.router.route_stream(flow, stream)
 
     def _datagram(self, data: Buffer, source: Address, segment: int) -> None:
+        flow, reply = self._known.get(source) or self._learn(source)
+        self._wiring.router.route_packet(flow, data, reply, segment)
+
+    def _learn(self, source: Address) -> tuple[Flow, Receiver]:
         packet = self._packet
         assert packet is not None
+        if len(self._known) >= KNOWN:
+            self._known.clear()
         flow = Flow("udp", self.tag, self.type, source, self._target(packet.bound), local=packet.bound)
 
         def reply(data: Buffer, peer: Address, segment: int) -> None:
             packet.send(data, source, segment)
 
-        self._wiring.router.route_packet(flow, data, reply, segment)
+        known = self._known[source] = flow, reply
+        return known
 
     async def close(self) -> None:
         for listener in (self._stream, self._packet):
