@@ -28,7 +28,10 @@ def base(plan: Base, text: str, guard: str) -> str:
 
 def narrow(wans: Iterable[str]) -> list[str]:
     """Commands after which TCP's segment size is clamped on ``wans`` and nowhere else."""
-    return ["flush set inet gateway_base narrow", *_elements("narrow", [quote(name) for name in wans])]
+    names = ", ".join(quote(name) for name in wans)
+    segment = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+    ways = [f"add rule inet gateway_base clamp {way} {{ {names} }} {segment}" for way in ("oifname", "iifname")]
+    return ["flush chain inet gateway_base clamp", *(ways if names else ())]
 
 
 def _elements(name: str, values: Iterable[str]) -> list[str]:
