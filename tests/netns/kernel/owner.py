@@ -29,6 +29,8 @@ from gateway.kernel.plan import (
 from gateway.kernel.steer import Steerer
 
 TRANSPARENT, TRANSPARENT6, ORIGINAL, ORIGINAL6 = 19, 75, 20, 74
+mute = False
+"""Whether datagrams get no answer."""
 VERDICTS = {2: Verdict.USER, 3: Verdict.REJECT, 4: Verdict.DROP, 5: Verdict.SNIFF}
 
 
@@ -98,8 +100,8 @@ def datagrams(sock: socket.socket) -> None:
         _, extra, _, source = sock.recvmsg(2000, 200)
         port = struct.unpack_from("!H", extra[0][2], 2)[0]
         packed = extra[0][2][4:8] if sock.family == socket.AF_INET else extra[0][2][8:24]
-        host = str(ip_address(packed))
-        say(host, port, source)
+        if not mute:
+            say(str(ip_address(packed)), port, source)
 
 
 def say(host: str, port: int, client: tuple[str, int]) -> None:
@@ -117,6 +119,7 @@ def verdict(word: str) -> Verdict | None:
 
 
 def main() -> None:
+    global mute
     port = int(sys.argv[1])
     steerer = Steerer(False if "unowned" in sys.argv else None)
     capture = Capture(("lan0",), port, dns_port=5353)
@@ -137,6 +140,8 @@ def main() -> None:
                 steerer.apply(replace(steering(), local=(), users=tuple(spans_of)), capture)
             elif words[0] == "deaf":
                 steerer.apply(steering(), Capture(("lan0",), port + 1, dns_port=5353))
+            elif words[0] == "mute":
+                mute = True
             elif words[0] == "say":
                 say(words[1], int(words[2]), (words[3], int(words[4])))
             elif words[0] == "arm":
