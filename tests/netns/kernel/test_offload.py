@@ -273,6 +273,7 @@ class Exchange:
         self.server.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "checksum"), [(4, True), (4, False), (6, True)])
 def test_udp(way: Way, family: int, checksum: bool) -> None:
     with Exchange(way, family, checksum=checksum) as exchange:
@@ -283,6 +284,7 @@ def test_udp(way: Way, family: int, checksum: bool) -> None:
             exchange.ask(os.urandom(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [4, 6])
 def test_what_is_too_large_is_told(way: Way, family: int) -> None:
     with Exchange(way, family) as exchange:
@@ -301,6 +303,7 @@ def test_what_is_too_large_is_told(way: Way, family: int) -> None:
             way.gateway.run(["ip", "link", "set", "wan0", "mtu", "1500"], check=True)
 
 
+@pytest.mark.slow
 def test_a_rule_of_somebody_else_holds_within_a_second(way: Way) -> None:
     near, far = connect(way, 4)
     with near, far:
@@ -323,6 +326,7 @@ def lifetimes(way: Way, port: int) -> list[int]:
     return [int(line.split()[2]) for line in found if f"sport={port} " in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closing_end", ["client", "server"])
 def test_the_end_of_a_connection_is_seen(way: Way, closing_end: str) -> None:
     """By reset, whose sequence number conntrack cannot check any more, and by FIN: the entry would live for days."""
@@ -362,6 +366,7 @@ def test_a_filter_on_an_interface_sees_each_packet(way: Way) -> None:
     assert "offload" not in way.status()["problems"]
 
 
+@pytest.mark.slow
 def test_no_bulk_no_programs(way: Way) -> None:
     """Small packets, however many, pay for nothing; a flow goes on through all of it."""
     near, far = connect(way, 4)
@@ -379,6 +384,7 @@ def test_no_bulk_no_programs(way: Way) -> None:
         shortened(way, lambda: pump(far, near), SIZE // 1500)
 
 
+@pytest.mark.slow
 def test_switched_off_and_on(way: Way) -> None:
     """A flow goes on, whatever way it has to go."""
     near, far = connect(way, 4)
@@ -392,6 +398,7 @@ def test_switched_off_and_on(way: Way) -> None:
         shortened(way, lambda: pump(near, far), SIZE // 1500)
 
 
+@pytest.mark.slow
 def test_after_sigkill_flows_go_on(way: Way) -> None:
     """Last: it kills the gateway, and `down` puts conntrack's settings back."""
     names = [f"net.netfilter.{name}" for name in ("nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst")]
