@@ -384,8 +384,8 @@ def test_with_the_base_table_direct_flows_are_masqueraded(net, base, owner, kind
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_an_unanswered_userspace_flow_stays_one_without_a_listener(net, base, owner, until, prefix):
-    """conntrack has confirmed it without NAT: as an ordinary flow it would leave with its private address as long as the
-    client goes on."""
+    """conntrack has confirmed it without NAT: as an ordinary flow it would leave with its private address, until the
+    client falls silent."""
     site = f"{prefix}2"
     seen = "203.0.113.1" if prefix == PREFIXES[0] else "2001:db8:1::2"
     with net.open("udp", net.client, site, timeout=0.5) as sock:
