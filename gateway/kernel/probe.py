@@ -33,6 +33,14 @@ REMEDIES = {
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 TABLES = {("inet", "gateway"), ("inet", "gateway_base")}
 """Our own, by family and name."""
+Accept = tuple[str, int, int]
+"""What a rule asks of a mark: "meta mark" or "ct mark", mask, value."""
+PASS: dict[str, tuple[Accept, ...]] = {
+    "input": (("meta mark", mark.ROUTE, mark.ROUTE), ("ct mark", mark.CLASS, mark.NAMES)),
+    "forward": (("ct mark", mark.CLASS, mark.DIRECT),),
+    "output": (("meta mark", mark.SOCKET, mark.OWN),),
+}
+"""By hook: what is delivered to our listeners, captured queries, direct flows, what our own sockets send."""
 TIMEOUT = 20.0
 """Seconds that one command may take; another nft in a tight loop can hold ours up."""
 
@@ -70,7 +78,17 @@ def probe() -> tuple[Finding, ...]:
     """All findings. Never raises: what could not be looked at is a finding that is not ok."""
     return tuple(
         finding
-        for look in (capabilities, nft_features, bpf, conntrack, forwarding, ip_rules, foreign_chains, programs)
+        for look in (
+            capabilities,
+            nft_features,
+            bpf,
+            conntrack,
+            forwarding,
+            ip_rules,
+            foreign_chains,
+            foreign_policies,
+            programs,
+        )
         for finding in _guarded(look)
     )
 
@@ -235,15 +253,21 @@ def overlaps(rule: dict[str, Any]) -> bool:
     return bool(mask & mark.BYTE)
 
 
-def foreign_chains() -> Iterator[Finding]:
-    """Rules of others that divert traffic too."""
+def _ruleset() -> list[dict[str, Any]]:
+    """``nft -j list ruleset``; empty without nft."""
     program = tool("nft")
     if program is None:
-        return
+        return []
     done = subprocess.run(
         [program, "-j", "list", "ruleset"], capture_output=True, text=True, timeout=TIMEOUT, check=True
     )
-    found = diverting(json.loads(done.stdout).get("nftables", []))
+    found: list[dict[str, Any]] = json.loads(done.stdout).get("nftables", [])
+    return found
+
+
+def foreign_chains() -> Iterator[Finding]:
+    """Rules of others that divert traffic too."""
+    found = diverting(_ruleset())
     remedy = "; ".join(
         f"nft delete table {family} {table}" for family, table in dict.fromkeys(key[:2] for key in found)
     )
@@ -263,6 +287,54 @@ def diverting(objects: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         ):
             found[(rule["family"], rule["table"], rule["chain"])] = None
     return list(found)
+
+
+def foreign_policies() -> Iterator[Finding]:
+    """Chains of others that drop what they do not know (firewalld, fw4, a server's own firewall). Each chain of a hook
+    has its say; that ours accepts is no help."""
+    found = dropping(_ruleset())
+    detail = ", ".join(f"{family} {table} {chain}" for family, table, chain, _ in found)
+    remedy = "; ".join(
+        f"nft insert rule {family} {table} {chain} {key} & {mask:#010x} == {value:#010x} accept"
+        for family, table, chain, missing in found
+        for key, mask, value in missing
+    )
+    yield Finding("foreign-policies", not found, detail and f"{detail}: may drop what the gateway lets pass", remedy)
+
+
+def dropping(objects: list[dict[str, Any]]) -> list[tuple[str, str, str, tuple[Accept, ...]]]:
+    """(family, table, chain, accepts that it lacks) of each foreign chain of ``nft -j list ruleset`` whose policy is
+    drop."""
+    accepts: dict[tuple[str, str, str], set[Accept]] = {}
+    for entry in objects:
+        if rule := entry.get("rule"):
+            place = (rule["family"], rule["table"], rule["chain"])
+            accepts.setdefault(place, set()).update(_accepted(rule.get("expr", [])))
+    found = []
+    for entry in objects:
+        chain = entry.get("chain")
+        if not chain or chain.get("policy") != "drop" or chain["family"] not in ("inet", "ip", "ip6"):
+            continue
+        place = (chain["family"], chain["table"], chain["name"])
+        missing = tuple(one for one in PASS.get(chain.get("hook", ""), ()) if one not in accepts.get(place, ()))
+        if missing and place[:2] not in TABLES:
+            found.append((*place, missing))
+    return found
+
+
+def _accepted(expr: list[Any]) -> Iterator[Accept]:
+    """The mark that a rule accepts, where it asks for nothing else."""
+    match expr:
+        case [{"match": {"op": "==", "left": {"&": [dict(what), int(mask)]}, "right": int(value)}}, {"accept": _}]:
+            pass
+        case [{"match": {"op": "==", "left": dict(what), "right": {"prefix": {"addr": int(value), "len": int(bits)}}}},
+              {"accept": _}]:  # fmt: skip
+            mask = 0xFFFFFFFF << 32 - bits & 0xFFFFFFFF  # how nft lists a mask of leading ones
+        case _:
+            return
+    for kind in ("meta", "ct"):
+        if what == {kind: {"key": "mark"}}:
+            yield f"{kind} mark", mask, value
 
 
 def programs() -> Iterator[Finding]:

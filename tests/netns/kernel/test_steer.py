@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gateway.core.errors import KernelError
-from gateway.kernel import conntrack, mark
+from gateway.kernel import conntrack, mark, probe
 from gateway.kernel.nft import base as base_table
 from gateway.kernel.nft import writer as writer_module
 from gateway.kernel.nft.library import Library
@@ -380,6 +380,39 @@ def test_with_the_base_table_direct_flows_are_masqueraded(net, base, owner, kind
     assert net.ask(kind, net.client, "198.51.100.2").startswith("owner ")
     # IPv6 is routed, not translated.
     assert net.ask(kind, net.client, "2001:db8:2::1") == "server 2001:db8:1::2"
+
+
+def test_doctor_names_what_a_foreign_firewall_lacks(net, base, owner):
+    """One that drops what it does not know, as firewalld's and fw4's do, and lets its own connections answer."""
+    hooks = ("input", "forward", "output")
+    neighbours = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+    kind = "type filter hook {} priority filter + 10; policy drop"
+    chains = [f"chain {hook} {{ {kind.format(hook)}; {neighbours}; }}" for hook in hooks]
+    net.nft("-f", "-", stdin="\n".join(["table inet firewalld {", *chains, "}"]).encode())
+
+    def finding():
+        (found,) = net.gateway.call(lambda: list(probe.foreign_policies()))
+        return found
+
+    def answers():
+        found = []
+        for kind in KINDS:
+            for site in (f"{prefix}{number}" for prefix in PREFIXES for number in (1, 2)):
+                with contextlib.suppress(OSError):
+                    found.append(net.ask(kind, net.client, site, timeout=0.5).split()[0])
+        return found
+
+    try:
+        found = finding()
+        assert not found.ok
+        assert {f"inet firewalld {hook}" for hook in hooks} <= set(found.detail.partition(":")[0].split(", "))
+        assert answers() == []
+        for command in found.remedy.split("; "):
+            net.gateway.run(command.split(), check=True)
+        assert finding().ok
+        assert answers() == ["server", "owner"] * 4
+    finally:
+        net.nft("delete", "table", "inet", "firewalld")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

@@ -37,6 +37,27 @@ def test_foreign_diversions() -> None:
     assert probe.diverting(listed) == [("inet", "other", "c"), ("inet", "nat", "c")]
 
 
+def test_policies_of_others() -> None:
+    def chain(table: str, hook: str, policy: str = "drop", family: str = "inet") -> dict:
+        return {"chain": {"family": family, "table": table, "name": hook, "hook": hook, "policy": policy}}
+
+    def accept(table: str, hook: str, key: str, mask: int, value: int, *more: object) -> dict:
+        match = {"match": {"op": "==", "left": {"&": [{key: {"key": "mark"}}, mask]}, "right": value}}
+        return {"rule": {"family": "inet", "table": table, "chain": hook, "expr": [match, *more, {"accept": None}]}}
+
+    forward = ("ct", mark.CLASS, mark.DIRECT)
+    lacks = (("ct mark", mark.CLASS, mark.DIRECT),)
+    assert probe.dropping([chain("gateway_base", "forward"), chain("a", "forward", "accept")]) == []
+    assert probe.dropping([chain("a", "forward", family="bridge"), chain("a", "postrouting")]) == []
+    assert probe.dropping([chain("a", "forward")]) == [("inet", "a", "forward", lacks)]
+    assert probe.dropping([chain("a", "forward"), accept("a", "forward", *forward)]) == []
+    for other in (accept("b", "forward", *forward), accept("a", "forward", "meta", *forward[1:]),
+                  accept("a", "forward", *forward, {"counter": None}), accept("a", "forward", "ct", 1, 1)):  # fmt: skip
+        assert probe.dropping([chain("a", "forward"), other]) == [("inet", "a", "forward", lacks)]
+    found = probe.dropping([chain("a", "input"), accept("a", "input", "meta", mark.ROUTE, mark.ROUTE)])
+    assert found == [("inet", "a", "input", (("ct mark", mark.CLASS, mark.NAMES),))]
+
+
 def test_every_finding_has_a_name_and_a_way_out() -> None:
     findings = probe.probe()
     names = [finding.name for finding in findings]
