@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
+from gateway.flows import listing
 from gateway.host import Host
-from gateway.kernel import mark
+from gateway.kernel import conntrack, mark
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
 from gateway.prediction import lans_of, offline, predict
@@ -99,6 +100,13 @@ class Box:
             return offline(self.config, request)
         kernel, engine, names = self.kernel, self.plane.router.engine, self.plane.resolver.learned
         return predict(engine, kernel.compiled, request, names, kernel.tag, lans_of(self.config), kernel.steering)
+
+    async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What ``gateway flows`` shows. Raises GatewayError."""
+        plane = self.plane
+        tracked = None if self.kernel is None else conntrack.counted(mark.DIRECT, mark.CLASS)
+        now = plane.edge.loop.time()
+        return await listing(plane.router.flows(), tracked, plane.resolver.learned, now, request)
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""

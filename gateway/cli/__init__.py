@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "a home network in namespaces, routed before your eyes",
     "doctor": "what this host can do, and how to mend what it cannot",
     "explain": "which rule decides a flow, where, and why",
+    "flows": "the flows that run now, in the kernel and in userspace",
     "format": "print a configuration in canonical form",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",

@@ -71,6 +71,9 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     async def explain(request: dict[str, Any]) -> dict[str, Any]:
         return box.explain(request)
 
+    async def flows(request: dict[str, Any]) -> dict[str, Any]:
+        return await box.flows(request)
+
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
         config = configuration.configuration(arguments)
         await box.reload(config)
@@ -84,7 +87,7 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         except GatewayError as error:
             log.error("configuration kept: %s", error)
 
-    control = Control(box.run, {"status": status, "explain": explain, "reload": reload})
+    control = Control(box.run, {"status": status, "explain": explain, "flows": flows, "reload": reload})
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 

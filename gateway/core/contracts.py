@@ -126,6 +126,20 @@ class Running(Protocol):
     """One flow that runs, as the router lists it."""
 
     flow: Flow
+    since: float
+    """When it began, in seconds of the loop's clock."""
+
+    @property
+    def destinations(self) -> tuple[Address, ...]:
+        """That userspace carries it to."""
+
+    @property
+    def name(self) -> str:
+        """Sniffed, or learned from DNS; "" for none."""
+
+    @property
+    def rule(self) -> int | None:
+        """Index of the rule that decided, -1 for ``final``; None while undecided."""
 
     @property
     def chain(self) -> tuple[str, ...]:

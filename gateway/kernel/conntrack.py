@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
@@ -34,7 +34,7 @@ from gateway.kernel.nft.message import (
 
 NETFILTER = 12
 NEW, GET, DELETE = (CONNTRACK << 8 | number for number in (0, 1, 2))
-ORIGINAL, REPLY, STATUS, MARK, MASK = 1, 2, 3, 8, 21
+ORIGINAL, REPLY, STATUS, TIMEOUT, MARK, COUNTED, COUNTED_BACK, MASK = 1, 2, 3, 7, 8, 9, 10, 21
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
@@ -49,6 +49,21 @@ class Entry(NamedTuple):
     reply_destination: Address
     mark: int
     status: int
+
+
+class Count(NamedTuple):
+    packets: int
+    bytes: int
+
+
+class Counted(NamedTuple):
+    """A flow with the seconds that it may be silent, and what was counted of each direction: None where conntrack did
+    not count when it began."""
+
+    entry: Entry
+    timeout: int
+    up: Count | None
+    down: Count | None
 
 
 def delete_request(mark: int, mask: int, family: int = socket.AF_UNSPEC) -> bytes:
@@ -93,15 +108,39 @@ def delete_flow(network: Literal["tcp", "udp"], source: Address, destination: Ad
 
 def dump(mark: int = 0, mask: int = 0) -> list[Entry]:
     """Entries with ``entry.mark & mask == mark``, both families; all of them where ``mask`` is 0."""
-    wanted = u32(MARK, mark) + u32(MASK, mask) if mask else b""
-    request = message(GET, REQUEST | DUMP, 1, socket.AF_UNSPEC, wanted)
-    return [found for answer in _talk(request, "conntrack dump") if (found := _entry(answer)) is not None]
+    return [entry for found in _dump(mark, mask) if (entry := _entry(found)) is not None]
 
 
-def _entry(answer: Answer) -> Entry | None:
-    if answer.kind != NEW:
+def counted(mark: int = 0, mask: int = 0) -> Generator[Counted, None, None]:
+    """As ``dump``, one after another as they are asked for, with timeout and counters."""
+    for found in _dump(mark, mask):
+        if (flow := parse(found)) is not None:
+            yield flow
+
+
+def parse(found: dict[int, bytes]) -> Counted | None:
+    """One flow of its attributes; None for what has no addresses."""
+    entry = _entry(found)
+    if entry is None:
         return None
-    found = attributes(answer.payload[4:])
+    return Counted(entry, _number(found, TIMEOUT), _count(found, COUNTED), _count(found, COUNTED_BACK))
+
+
+def _dump(mark: int, mask: int) -> Iterator[dict[int, bytes]]:
+    wanted = u32(MARK, mark) + u32(MASK, mask) if mask else b""
+    for answer in _talk(message(GET, REQUEST | DUMP, 1, socket.AF_UNSPEC, wanted), "conntrack dump"):
+        if answer.kind == NEW:
+            yield attributes(answer.payload[4:])
+
+
+def _count(found: dict[int, bytes], kind: int) -> Count | None:
+    if kind not in found:
+        return None
+    counters = attributes(found[kind])
+    return Count(_number(counters, 1), _number(counters, 2))
+
+
+def _entry(found: dict[int, bytes]) -> Entry | None:
     protocol, source, destination = _tuple(found.get(ORIGINAL, b""))
     _, reply_source, reply_destination = _tuple(found.get(REPLY, b""))
     if source is None or destination is None or reply_source is None or reply_destination is None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gateway.core.address import Address
 from gateway.core.flow import Findings, Flow
 from gateway.route.engine import Decision
 from gateway.route.relay import Relay
@@ -34,6 +35,18 @@ class RunningStream:
         self._ended = ended
 
     @property
+    def destinations(self) -> tuple[Address, ...]:
+        return (self.flow.destination,)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.findings)
+
+    @property
+    def rule(self) -> int | None:
+        return None if self.decision is None else self.decision.rule
+
+    @property
     def up(self) -> int:
         return self.relay.up if self.relay is not None else 0
 
@@ -52,3 +65,10 @@ class RunningStream:
             self.entry.close()
         elif self.task is not None:
             self.task.cancel()
+
+
+def name_of(findings: Findings | None) -> str:
+    """What a flow was found to be called, "" for nothing."""
+    if findings is None:
+        return ""
+    return findings.domain or next(iter(findings.learned), "")

@@ -24,6 +24,7 @@ from gateway.core.errors import DialError, GatewayError
 from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer, PacketConn, Receiver
 from gateway.route.engine import Decision, SniffRequest
+from gateway.route.running import name_of
 from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, note, sniff_packet
 
 if TYPE_CHECKING:
@@ -108,18 +109,37 @@ class Route:
 class Session:
     """See ``core.contracts.Running``."""
 
-    __slots__ = ("_dialing", "_sessions", "down", "flow", "links", "reply", "routes", "up", "used")
+    __slots__ = ("_dialing", "_sessions", "down", "flow", "links", "reply", "routes", "since", "up", "used")
 
     def __init__(self, sessions: Sessions, flow: Flow, reply: Receiver, now: float) -> None:
         self._sessions = sessions
         self.flow = flow
         self.reply = reply
-        self.used = now
+        self.since = self.used = now
         self.routes: dict[Address, Route] = {}
         self.links: dict[Key, Link] = {}
         self._dialing: dict[str, asyncio.Lock] = {}
         self.up = 0
         self.down = 0
+
+    @property
+    def destinations(self) -> tuple[Address, ...]:
+        return tuple(destination for destination, route in self.routes.items() if not route.kernel)
+
+    @property
+    def _first(self) -> Route | None:
+        return next((route for route in self.routes.values() if not route.kernel), None)
+
+    @property
+    def name(self) -> str:
+        """Of the first destination, as the rule."""
+        first = self._first
+        return "" if first is None else name_of(first.findings)
+
+    @property
+    def rule(self) -> int | None:
+        first = self._first
+        return None if first is None or first.decision is None else first.decision.rule
 
     @property
     def chain(self) -> tuple[str, ...]:

@@ -13,10 +13,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gateway.core.errors import GatewayError
 
 LIMIT = 1 << 20
-"""Bytes of a request or an answer."""
+"""Bytes of a request."""
+ANSWER = 1 << 26
+"""Bytes of an answer."""
 PATIENCE = 10.0
 """Seconds a client may take to say its line."""
 
@@ -51,7 +55,7 @@ class Control:
         try:
             async with asyncio.timeout(PATIENCE):
                 line = await reader.readline()
-            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+            writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
             await writer.drain()
         except (OSError, ValueError, TimeoutError):
             pass  # the client went away or never spoke
@@ -88,7 +92,7 @@ def ask(folder: Path, request: dict[str, Any], timeout: float = 30.0) -> dict[st
             sock.connect(str(folder / "control.sock"))
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as stream:
-                answer: dict[str, Any] = json.loads(stream.readline(LIMIT))
+                answer: dict[str, Any] = json.loads(stream.readline(ANSWER))
         except (OSError, ValueError) as error:
             raise GatewayError(f"no gateway answers at {folder}: {error}") from None
     return answer

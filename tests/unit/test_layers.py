@@ -14,7 +14,7 @@ ROWS = [
     {"transport", "route"},
     {"protocol", "dns", "service", "uplink"},
     {"options"},
-    {"catalog", "host", "prediction", "shortfall"},
+    {"catalog", "flows", "host", "prediction", "shortfall"},
     {"plane"},
     {"steering"},
     {"box"},

@@ -163,6 +163,8 @@ def test_a_stream_is_dialled_listed_and_closed() -> None:
         assert await ask(client, b"ping") == b"pong:ping"
         (running,) = house.router.flows()
         assert (running.chain, running.up, running.down) == (("direct",), 4, 9)
+        assert (running.destinations, running.name, running.rule) == ((address,), "learned.test", 0)
+        assert 0 <= asyncio.get_running_loop().time() - running.since < 60
         assert house.router.close_flows(lambda one: one.flow.destination == address) == 1
         assert house.router.flows() == []
         assert await asyncio.get_running_loop().sock_recv(client, 10) == b""
@@ -624,7 +626,10 @@ def test_destinations_of_one_source_may_take_different_outbounds() -> None:
             talk.send(b"x", address)
             names.append((await loop.sock_recvfrom(sock, 10))[1])
         assert names[0] != names[1]
-        assert set(house.router.flows()[0].chain) == {"direct", "other"}
+        (running,) = house.router.flows()
+        assert set(running.chain) == {"direct", "other"}
+        assert running.destinations == tuple(address for _, address in socks.values())
+        assert (running.name, running.rule) == ("learned.test", 0)
         for sock, _ in socks.values():
             sock.close()
 

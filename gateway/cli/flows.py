@@ -1,0 +1,111 @@
+"""``gateway flows``: the flows that run now, those that the kernel forwards and those that userspace relays."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.cli import instance
+from gateway.core.errors import GatewayError
+from gateway.flows import KEYS
+from gateway.service.control import ask
+
+WIDTH = 120
+HEAD = ("PLANE", "NET", "SOURCE", "DESTINATION", "OUTBOUND", "UP", "DOWN", "AGE", "RULE")
+RIGHT = {"UP", "DOWN", "AGE", "RULE"}
+OUTBOUND = 20
+"""Characters of the column."""
+SYSCTL = "net.netfilter.nf_conntrack_acct"
+
+Flow = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    instance.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--sort", choices=list(KEYS), default="bytes", help="(bytes)")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="WORD", help="flows with this word in a field; several: all"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folder, _ = instance.folders(arguments)
+    answer = ask(folder, {"command": "flows", "sort": arguments.sort, "filter": arguments.filter})
+    if not answer.pop("ok", False):
+        raise GatewayError(answer.get("error", "refused"))
+    flows: list[Flow] = answer["flows"]
+    print(json.dumps(answer) if arguments.json else "\n".join(table(flows)))
+    if answer["left_out"] and not arguments.json:
+        print(f"gateway flows: {answer['left_out']} more are left out", file=sys.stderr)
+    if any(flow["plane"] == "kernel" and flow["up"] is None for flow in flows):
+        print(
+            f"gateway flows: the kernel does not count bytes of all its flows; for new ones: sysctl -w {SYSCTL}=1",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def table(flows: Sequence[Flow], width: int = WIDTH) -> list[str]:
+    """Aligned lines of at most ``width`` characters; what is cut keeps its end, where the port is."""
+    rows = [HEAD, *(_cells(flow) for flow in flows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    source, destination = HEAD.index("SOURCE"), HEAD.index("DESTINATION")
+    room = width - 2 * (len(HEAD) - 1) - sum(widths) + widths[source] + widths[destination]
+    widths[source] = min(widths[source], max(room // 2, room - widths[destination]))
+    widths[destination] = min(widths[destination], room - widths[source])
+    return [
+        "  ".join(
+            cell.rjust(size) if name in RIGHT else _cut(cell, size).ljust(size)
+            for name, cell, size in zip(HEAD, row, widths, strict=True)
+        )
+        for row in rows
+    ]
+
+
+def _cells(flow: Flow) -> tuple[str, ...]:
+    destination = flow["destination"]
+    if flow["name"]:
+        port = f":{destination.rpartition(':')[2]}" if flow["network"] in ("tcp", "udp") else ""
+        # It is a stranger's word, and goes to a terminal.
+        destination = "".join(one if one.isprintable() else "?" for one in flow["name"]) + port
+    if flow["destinations"] > 1:
+        destination += f" +{flow['destinations'] - 1}"
+    chain = ">".join(flow["chain"]) or "-"
+    rule = {None: "-", -1: "final"}.get(flow["rule"], str(flow["rule"]))
+    return (
+        flow["plane"], flow["network"], flow["source"], destination, _cut(chain, OUTBOUND), size(flow["up"]),
+        size(flow["down"]), age(flow["age"]), rule,
+    )  # fmt: skip
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def size(count: int | None) -> str:
+    """Bytes for a person, in powers of 1000."""
+    if count is None:
+        return "-"
+    if count < 1000:
+        return f"{count} B"
+    number = float(count)
+    for unit in ("KB", "MB", "GB", "TB"):
+        number /= 1000
+        if number < 999.5 or unit == "TB":
+            break
+    return f"{number:.1f} {unit}" if number < 99.95 else f"{number:.0f} {unit}"
+
+
+def age(seconds: float | None) -> str:
+    """Two units at most: 42s, 3m05s, 2h10m, 3d04h."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    for unit, length, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= length:
+            return f"{whole // length}{unit}{whole % length // part:02}{lower}"
+    return f"{whole}s"

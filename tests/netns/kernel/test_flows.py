@@ -1,0 +1,159 @@
+"""``gateway flows`` of a whole gateway between a client and a server: one flow in each plane."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.lab.lab import Lab
+from gateway.lab.stage import poll
+from gateway.lab.topology import End, Host, Link, Route, Topology
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("flows")]
+
+ROOT = Path(__file__).resolve().parents[3]
+CLIENT, WAN, SERVER = "192.168.7.2", "203.0.113.1", "203.0.113.2"
+TOPOLOGY = Topology(
+    "flows",
+    (
+        Host("client", addresses={"eth0": (f"{CLIENT}/24",)}, routes=(Route("default", "192.168.7.1"),)),
+        Host("gateway", addresses={"lan0": (), "wan0": ()}),
+        Host("server", addresses={"eth0": (f"{SERVER}/24",)}),
+    ),
+    (Link(End("client", "eth0"), End("gateway", "lan0")), Link(End("gateway", "wan0"), End("server", "eth0"))),
+)
+DIRECT, SNIFFED = 7001, 7002
+RULES = [
+    {"port": DIRECT, "outbound": "direct"},
+    {"action": "sniff"},
+    {"domain": "never.example", "action": "reject"},
+    {"domain": "www.example", "outbound": "direct"},
+]
+HELLO = b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n"
+SIZE = 100_000
+
+
+class Way:
+    def __init__(self, lab: Lab) -> None:
+        self.instance = f"lab-{lab.id}"
+        self.client, self.gateway, self.server = (lab.host(name) for name in ("client", "gateway", "server"))
+        path = lab.folder / "gateway.json"
+        path.write_text(json.dumps({
+            "outbounds": [{"type": "direct", "tag": "direct"}],
+            "route": {"rules": RULES},
+            "gateway": {
+                "uplinks": [{"interface": "wan0", "static": {"address": [f"{WAN}/24"], "gateway": [SERVER]}}],
+                "lans": [{"interface": "lan0", "address": ["192.168.7.1/24"]}],
+                "kernel": {"cgroup": str(self.gateway.group), "offload": "off"},
+            },
+        }))  # fmt: skip
+        command = [sys.executable, "-m", "gateway", "run", "-c", str(path), "--instance", self.instance]
+        self.process = self.gateway.popen(command, cwd=ROOT)
+        poll(self.ready, self.process.told(), 30)
+
+    def ready(self) -> bool:
+        done = self.command("status", "--json")
+        return (
+            done.ok and done.json()["state"] == "running" and done.json()["steering"] and "default via" in self.routes()
+        )
+
+    def routes(self) -> str:
+        return str(self.gateway.run(["ip", "-4", "route"]).out)
+
+    def command(self, *words: str) -> Any:
+        return self.gateway.run(
+            [sys.executable, "-m", "gateway", *words, "--instance", self.instance], cwd=ROOT, timeout=60
+        )  # fmt: skip
+
+    def flows(self, *words: str) -> tuple[list[dict[str, Any]], str]:
+        """What is listed, and what is said beside it."""
+        done = self.command("flows", "--json", *words)
+        assert done.ok, done.err
+        return done.json()["flows"], done.err
+
+    def account(self, on: bool) -> None:
+        """Takes effect on flows that begin then."""
+        self.gateway.call(lambda: Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text(str(int(on))))
+
+    @contextmanager
+    def open(self, port: int) -> Iterator[socket.socket]:
+        """A connection from the client over which ``HELLO`` has gone there and ``SIZE`` bytes have come back."""
+        with closing(self.server.socket(socket.AF_INET)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((SERVER, port))
+            listener.listen()
+            near = self.client.socket(socket.AF_INET)
+            near.settimeout(20)
+            near.connect((SERVER, port))
+            near.sendall(HELLO)
+            listener.settimeout(20)
+            far, _ = listener.accept()
+        with near, far:
+            far.settimeout(20)
+            assert far.recv(1000) == HELLO
+            far.sendall(bytes(SIZE))
+            left = SIZE
+            while left:
+                left -= len(near.recv(left))
+            yield near
+
+    def close(self) -> None:
+        if self.process.running:
+            os.kill(self.process.pid, signal.SIGTERM)
+            self.process.wait(30)
+        done = self.command("down")
+        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
+        assert done.ok, done.err
+
+
+@pytest.fixture(scope="module")
+def way() -> Iterator[Way]:
+    if os.geteuid():
+        pytest.skip("needs root")
+    with Lab(TOPOLOGY) as lab, closing(Way(lab)) as way:
+        yield way
+
+
+def test_both_planes(way: Way) -> None:
+    way.account(True)
+    with way.open(DIRECT) as direct, way.open(SNIFFED) as sniffed:
+        sources = ["{}:{}".format(*sock.getsockname()) for sock in (direct, sniffed)]
+        found, said = way.flows("--filter", SERVER, "--filter", CLIENT, "--sort", "destination")
+        assert [(flow["plane"], flow["source"], flow["destination"]) for flow in found] == [
+            ("kernel", sources[0], f"{SERVER}:{DIRECT}"),
+            ("userspace", sources[1], f"{SERVER}:{SNIFFED}"),
+        ]
+        kernel, userspace = found
+        assert all((flow["network"], flow["chain"]) == ("tcp", ["direct"]) for flow in found)
+        # The kernel counts headers, and the packets that carry nothing.
+        assert len(HELLO) < kernel["up"]
+        assert SIZE < kernel["down"] < 2 * SIZE
+        assert kernel["packets_up"] > 1 < kernel["packets_down"]
+        assert kernel["timeout"] > 0
+        assert (kernel["inbound"], kernel["rule"], kernel["age"]) == (None, None, None)
+        assert (userspace["up"], userspace["down"]) == (len(HELLO), SIZE)
+        assert (userspace["name"], userspace["rule"], userspace["inbound"]) == ("www.example", 3, "gateway")
+        assert 0 <= userspace["age"] < 60
+        assert said == ""
+        assert [flow["plane"] for flow in way.flows("--filter", "www.example")[0]] == ["userspace"]
+        lines = way.command("flows").out.splitlines()
+        assert len([line for line in lines if SERVER in line or "www.example:7002" in line]) == 2
+        assert max(map(len, lines)) <= 120
+
+
+def test_without_accounting(way: Way) -> None:
+    way.account(False)
+    with way.open(DIRECT) as sock:
+        found, said = way.flows("--filter", "{}:{}".format(*sock.getsockname()))
+        assert [(flow["plane"], flow["up"], flow["packets_down"]) for flow in found] == [("kernel", None, None)]
+        assert said.count("sysctl -w net.netfilter.nf_conntrack_acct=1") == 1

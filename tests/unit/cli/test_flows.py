@@ -1,0 +1,213 @@
+"""Flows of both planes: what is listed of them, in which order, which of them, and how it looks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.cli import flows as command
+from gateway.cli import instance, main
+from gateway.core.address import IP, Address
+from gateway.core.errors import GatewayError
+from gateway.core.flow import Flow
+from gateway.flows import KEYS, Chosen, Row, listing
+from gateway.kernel.conntrack import Count, Counted, Entry
+from gateway.service.control import Control
+
+CLIENT, SITE = Address.of("192.168.7.10", 40000), Address.of("203.0.113.2", 443)
+FIELDS = {
+    "plane", "network", "source", "destination", "name", "inbound", "chain", "rule", "up", "down", "packets_up",
+    "packets_down", "age", "timeout", "destinations",
+}  # fmt: skip
+
+
+@dataclass
+class Runs:
+    flow: Flow
+    since: float = 90.0
+    destinations: tuple[Address, ...] = (SITE,)
+    name: str = "www.example"
+    rule: int | None = 3
+    chain: tuple[str, ...] = ("auto", "proxy")
+    up: int = 1000
+    down: int = 2000
+
+    def close(self) -> None: ...
+
+
+def runs(**fields: Any) -> Runs:
+    return Runs(Flow("tcp", "in", "tproxy", CLIENT, SITE), **fields)
+
+
+def tracked(
+    count: int = 1, protocol: int = 6, up: Count | None = None, down: Count | None = None
+) -> Generator[Counted, None, None]:
+    for number in range(count):
+        client = CLIENT._replace(port=number)
+        yield Counted(Entry(protocol, client, SITE, SITE, client, 0x02000000, 0), 120, up, down)
+
+
+def names(address: IP, client: IP) -> tuple[str, ...]:
+    return ("learned.example", "other.example")
+
+
+def listed(running: list[Runs], kernel: Generator[Counted, None, None] | None = None, **request: Any) -> dict[str, Any]:
+    return asyncio.run(listing(running, kernel, names, 100.0, request))
+
+
+def test_a_flow_of_userspace() -> None:
+    answer = listed([runs(), runs(destinations=())])
+    assert answer == {
+        "flows": [Row("userspace", "tcp", "192.168.7.10:40000", "203.0.113.2:443", "www.example", "in",
+                      ("auto", "proxy"), 3, 1000, 2000, age=10.0)],
+        "left_out": 0,
+    }  # fmt: skip
+
+
+def test_a_flow_of_the_kernel() -> None:
+    (row,) = listed([], tracked(up=Count(3, 300), down=Count(4, 0)))["flows"]
+    assert row == Row(
+        "kernel", "tcp", "192.168.7.10:0", "203.0.113.2:443", "learned.example", None, ("direct",), None, 300, 0, 3, 4,
+        timeout=120,
+    )  # fmt: skip
+    (row,) = listed([], tracked(protocol=1))["flows"]
+    assert (row.network, row.source, row.destination) == ("icmp", "192.168.7.10", "203.0.113.2")
+    assert (row.up, row.down, row.packets_up, row.packets_down) == (None,) * 4
+
+
+def test_order() -> None:
+    rows = [
+        Row("userspace", "tcp", "10.0.0.10:1", "b:1", chain=("proxy",), up=1, down=9, age=5.0),
+        Row("userspace", "tcp", "10.0.0.9:1", "c:1", chain=("auto", "proxy"), up=4, down=2, age=9.0),
+        Row("kernel", "tcp", "10.0.0.9:2", "a:1", chain=("direct",)),
+    ]
+    orders = {"bytes": "012", "up": "102", "down": "012", "age": "102", "source": "120", "destination": "201",
+              "outbound": "120"}  # fmt: skip
+    assert orders.keys() == KEYS.keys()
+    for key, order in orders.items():
+        chosen = Chosen(key, ())
+        for row in rows:
+            chosen.add(row)
+        assert [str(rows.index(row)) for row in chosen.rows()] == list(order), key
+
+
+@pytest.mark.parametrize(
+    ("words", "planes"),
+    [
+        ([], "uk"), (["kernel"], "k"), (["www.ex"], "u"), (["203.0.113"], "uk"), (["203.0.113", "proxy"], "u"),
+        (["direct"], "k"), (["kernel", "proxy"], ""),
+    ],
+)  # fmt: skip
+def test_filter(words: list[str], planes: str) -> None:
+    answer = listed([runs()], tracked(), filter=words)
+    assert "".join(row.plane[0] for row in answer["flows"]) == planes
+
+
+def test_no_more_than_the_limit() -> None:
+    chosen = Chosen("up", ["10.0.0.1"], 10)
+    for number in range(95):
+        chosen.add(Row("kernel", "tcp", "10.0.0.1:1", "b:1", up=number * 7 % 95))
+        chosen.add(Row("kernel", "tcp", "10.0.0.2:1", "b:1", up=number))
+    assert [row.up for row in chosen.rows()] == list(range(94, 84, -1))
+    assert chosen.left_out == 85
+    answer = listed([], tracked(12_345))
+    assert (len(answer["flows"]), answer["left_out"]) == (10_000, 2_345)
+
+
+def test_an_unknown_key_is_said() -> None:
+    with pytest.raises(GatewayError, match='no sort key "size"'):
+        listed([], sort="size")
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command's output, asked of a control socket."""
+    monkeypatch.setattr(instance, "RUN", tmp_path)
+    (tmp_path / "main").mkdir()
+
+    def ask(running: list[Runs], kernel: Generator[Counted, None, None], *words: str) -> tuple[str, str]:
+        async def body() -> int:
+            control = Control(
+                tmp_path / "main", {"flows": lambda request: listing(running, kernel, names, 100, request)}
+            )
+            await control.start()
+            try:
+                return await asyncio.to_thread(main, ["flows", *words])
+            finally:
+                await control.close()
+
+        assert asyncio.run(body()) == 0
+        return tuple(capsys.readouterr())
+
+    return ask
+
+
+def test_json_is_one_document(said: Any) -> None:
+    out, err = said([runs()], tracked(), "--json", "--sort", "outbound")
+    document = json.loads(out)
+    assert document.keys() == {"flows", "left_out"}
+    assert all(flow.keys() == FIELDS for flow in document["flows"])
+    assert [flow["chain"] for flow in document["flows"]] == [["auto", "proxy"], ["direct"]]
+    assert document["flows"][1]["up"] is None
+    assert err.count("sysctl -w net.netfilter.nf_conntrack_acct=1") == 1
+
+
+def test_a_great_answer_arrives_whole(said: Any) -> None:
+    out, err = said([], tracked(10_001, up=Count(1, 1), down=Count(1, 1)), "--json")
+    assert len(json.loads(out)["flows"]) == 10_000
+    assert json.loads(out)["left_out"] == 1
+    assert err == ""
+
+
+def test_table(said: Any) -> None:
+    count = Count(12, 1_234_567)
+    out, err = said([runs(rule=-1)], tracked(up=count, down=count))
+    head, first, second = out.splitlines()
+    assert head.split() == ["PLANE", "NET", "SOURCE", "DESTINATION", "OUTBOUND", "UP", "DOWN", "AGE", "RULE"]
+    assert first == ("kernel     tcp  192.168.7.10:0      learned.example:443  direct      1.2 MB  1.2 MB    -      -")
+    assert second.split()[-6:] == ["1.0", "KB", "2.0", "KB", "10s", "final"]
+    assert err == ""
+
+
+def test_a_name_does_not_steer_the_terminal() -> None:
+    flow = json.loads(json.dumps(msgspec.to_builtins(Row("userspace", "tcp", str(CLIENT), str(SITE), "a\x1b[2Jb\n"))))
+    assert "a?[2Jb?:443" in command.table([flow])[1]
+
+
+def test_long_fields_fit() -> None:
+    address = f"[{':'.join(['2001'] * 8)}]:40000"
+    flow = {
+        "plane": "userspace", "network": "udp", "source": address, "destination": address, "name": "x" * 200,
+        "chain": ["a" * 30, "b" * 30], "rule": 12, "up": 999_999, "down": 10**15, "age": 10**6, "destinations": 7,
+    }  # fmt: skip
+    head, line = command.table([flow])
+    assert len(line) <= 120
+    assert len(head) <= 120
+    assert "x:40000 +6 " in line
+    assert "]:40000 ".replace("]", "2001]") in line
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "-"), (999, "999 B"), (1000, "1.0 KB"), (99_960, "100 KB"), (999_600, "1.0 MB"), (10**12, "1.0 TB"),
+     (10**16, "10000 TB")],
+)  # fmt: skip
+def test_sizes(count: int | None, text: str) -> None:
+    assert command.size(count) == text
+
+
+def test_ages() -> None:
+    assert [command.age(seconds) for seconds in (None, 9.9, 185, 7800, 273600)] == [
+        "-",
+        "9s",
+        "3m05s",
+        "2h10m",
+        "3d04h",
+    ]
