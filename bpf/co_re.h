@@ -48,6 +48,22 @@ struct {
 	__type(value, struct owner);
 } owners SEC(".maps");
 
+/* Only where the plan asks for groups. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct members);
+} members SEC(".maps");
+
+/* Zero: what an element of `members` is before it is filled where it lies, since the stack has no room for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct members);
+} empty SEC(".maps");
+
 /* process.bpf.c */
 static __always_inline __u64 bits(void *map, void *key, __u32 epoch);
 
@@ -115,6 +131,30 @@ static __always_inline __u64 observe(struct owner *owner, __u32 epoch)
 	__u64 mask = by_executable(task, owner, epoch);
 
 	return mask | by_user(task, owner, epoch);
+}
+
+/* The groups of the current task, for when userspace asks and it has ended. */
+static __always_inline void keep_groups(__u64 *cookie)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct group_info *info = BPF_CORE_READ(task, cred, group_info);
+	void *list = __builtin_preserve_access_index(&info->gid);
+	__u32 zero = 0, count = BPF_CORE_READ(info, ngroups);
+	__u64 size = (__u64)count * sizeof(__u32);
+	struct members *kept = bpf_map_lookup_elem(MAP(empty), &zero);
+
+	if (!kept || bpf_map_update_elem(MAP(members), cookie, kept, BPF_ANY))
+		return;
+	kept = bpf_map_lookup_elem(MAP(members), cookie);
+	if (!kept)
+		return;
+	/* As in append(). */
+	barrier_var(size);
+	if (size > sizeof(kept->gids) || bpf_probe_read_kernel(kept->gids, size, list))
+		return;
+	kept->count = count;
+	barrier();
+	kept->filled = 1;
 }
 
 #endif

@@ -77,6 +77,8 @@ static __always_inline __u32 remark(void *ctx, const struct settings *plan, __u3
 	__builtin_memset(&owner, 0, sizeof(owner));
 	class = judge(plan, &owner);
 	bpf_map_update_elem(MAP(owners), &cookie, &owner, BPF_ANY);
+	if (plan->asks[plan->epoch & 1].gids)
+		keep_groups(&cookie);
 	if (!ours(mark) || class >= OWN)
 		return mark;
 	return (mark & ~BYTE) | class << SOCKET_SHIFT;

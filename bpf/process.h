@@ -13,6 +13,8 @@
 #define DEPTH 48
 /* Supplementary groups looked at; a process in more of them is left to userspace where a group is asked for. */
 #define GROUPS 64
+/* Supplementary groups kept for userspace; of a process in more of them, /proc tells. */
+#define KEPT 32
 #define COMM 16
 
 /* gateway/kernel/mark.py */
@@ -57,6 +59,13 @@ struct owner {
 	__u32 uid;
 	__u32 gid;
 	__u32 flags;
+};
+
+/* Value of `members`, by socket cookie: supplementary groups of the owner. */
+struct members {
+	__u32 filled; /* 0: not yet, or too many */
+	__u32 count;
+	__u32 gids[KEPT];
 };
 
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import pwd
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface, IPv6Interface
@@ -11,6 +12,7 @@ from gateway.config.root import Config
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
 from gateway.core.flow import Process
+from gateway.kernel.owner import group_names
 from gateway.kernel.plan import Steering
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Engine
@@ -27,9 +29,9 @@ def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
     lans: Sequence[Prefix] = (), steering: Steering | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Answer ``request``: destination, port, network, source, process, uid, user, shown. What goes into one of ``lans``
-    is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where the CO-RE
-    programs are loaded. Raises GatewayError."""
+    """Answer ``request``: destination, port, network, source, process, uid, user, gids, shown. What goes into one of
+    ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
+    the CO-RE programs are loaded. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -39,7 +41,9 @@ def predict(
         raise GatewayError("explain: a port is 0 to 65535, a source is an address")
     process = None
     if source is None:
-        process = Process(str(request.get("process", "")), int(request.get("uid", -1)), str(request.get("user", "")))
+        path, uid, user = str(request.get("process", "")), int(request.get("uid", -1)), str(request.get("user", ""))
+        gids = tuple(map(int, request.get("gids", ())))
+        process = Process(path, uid, user, gids, groups=group_names(gids))
     client = source.ip if source is not None else target.ip
     known = names(target.ip, client) if target.ip is not None and client is not None else ()
     query = Query(
@@ -73,7 +77,8 @@ def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     final = route.final or (config.outbounds[0].tag if config.outbounds else "direct")
     engine = Engine(route.rules, final, load_all(route, config.directory))
     users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
-    compiled = compile_rules(engine.rules, final, engine.sets, Inputs(kinds(config), "gateway", users))
+    groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
+    compiled = compile_rules(engine.rules, final, engine.sets, Inputs(kinds(config), "gateway", users, groups))
     return predict(engine, compiled, request, lambda address, client: (), "gateway", lans_of(config))
 
 

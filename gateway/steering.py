@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import pwd
 import socket
@@ -99,7 +100,8 @@ class Kernel:
         engine = parts.engine
         kinds = kinds_of(config, parts.outbounds.now)
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
-        inputs = Inputs(kinds, inbound.tag, users, options.kernel.mode)
+        groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
+        inputs = Inputs(kinds, inbound.tag, users, groups, options.kernel.mode)
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
         return State(options, config, inbound, kinds, compiled)
 
@@ -149,7 +151,7 @@ class Kernel:
     @property
     def steering(self) -> Steering:
         """The compiled plan, as far as it can be in force. Where the CO-RE programs are missing nftables judges users,
-        if the plan asks for nothing else; with paths or names in it every local socket is of an unknown class, so that
+        if the plan asks for nothing else; with others in it every local socket is of an unknown class, so that
         userspace looks its owner up."""
         plan, marks = self.compiled.steering, self._marks
         if "process rules" in self.problems or (marks is not None and marks.instead):

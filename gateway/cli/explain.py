@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pwd
 from typing import Any
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=["tcp", "udp"], default="tcp")
     parser.add_argument("--source", default="", metavar="ADDRESS", help="of a LAN host; without it a flow of this host")
     parser.add_argument("--process", default="", metavar="PATH", help="executable of a flow of this host")
-    parser.add_argument("--user", default="", help="its user, by name")
+    parser.add_argument("--user", default="", help="its user, by name, with the groups of a login")
     parser.add_argument("--shown", default="", metavar="NAME", help="what the flow would say of itself (SNI, Host)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -36,9 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     request |= {"command": "explain", "uid": -1, "user": arguments.user}
     if arguments.user:
         try:
-            request["uid"] = pwd.getpwnam(arguments.user).pw_uid
+            entry = pwd.getpwnam(arguments.user)
         except KeyError:
             raise GatewayError(f'no user "{arguments.user}" on this host') from None
+        # As its login gives them; a program may have others.
+        request |= {"uid": entry.pw_uid, "gids": os.getgrouplist(entry.pw_name, entry.pw_gid)}
     folder, _ = instance.folders(arguments)
     if not arguments.config and alive(folder / "control.sock"):
         answer = ask(folder, request)

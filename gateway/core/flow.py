@@ -20,6 +20,8 @@ class Process(NamedTuple):
     gids: tuple[int, ...] = ()
     """Primary group first, then the supplementary ones."""
     pid: int = 0
+    groups: tuple[str, ...] = ()
+    """Names of ``gids``, where they have one."""
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from gateway.core.address import IP
 from gateway.core.errors import ConfigError
 from gateway.core.flow import Flow
 from gateway.dns.message import AAAA, HTTPS, A, Question
-from gateway.route.item.table import ITEMS
+from gateway.route.item.table import ITEMS, OURS
 from gateway.route.match import Logical, Sets, Subject, items, matches, point, set_tags
 from gateway.route.match import Rule as Match
 from gateway.route.options import parse_match
@@ -89,7 +89,7 @@ def parse_rule(raw: Any, path: str) -> Rule:
     if not set(asked) - {"type", "invert"} and isinstance(done, Route):
         raise ConfigError("missing conditions", path)
     objects = ("LogicalDNSRule" if raw.get("type") == "logical" else "DefaultDNSRule", object_name)
-    keys = frozenset(ITEMS) & anchor.fields("DefaultDNSRule")
+    keys = frozenset(ITEMS) & (anchor.fields("DefaultDNSRule") | OURS)
     return Rule(parse_match(asked, path, keys, objects, frozenset(ours)), done, path)
 
 

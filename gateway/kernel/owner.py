@@ -13,6 +13,7 @@ for the /proc scan, which is the fallback.
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import pwd
 import socket
@@ -194,12 +195,30 @@ def user_name(uid: int) -> str:
         return ""
 
 
+@lru_cache(1024)
+def group_name(gid: int) -> str:
+    """Name of the group ``gid``, or "" where it has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
+
+
+def group_names(gids: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of those that have one."""
+    return tuple(name for gid in gids if (name := group_name(gid)))
+
+
+def _process(path: str, uid: int, gids: tuple[int, ...], pid: int) -> Process:
+    return Process(path, uid, user_name(uid), gids, pid, group_names(gids))
+
+
 def _of_record(owner: Owner, uid: int) -> Process:
     """``uid`` is the socket's, for a record that has no better one."""
     path = owner.path if owner.complete else executable(owner.pid)
     uid, primary = (uid, ()) if owner.real else (owner.uid, (owner.gid,))
-    groups = supplementary(owner.pid, uid)
-    return Process(path, uid, user_name(uid), (*primary, *(gid for gid in groups if gid not in primary)), owner.pid)
+    groups = supplementary(owner.pid, uid) if owner.groups is None else owner.groups
+    return _process(path, uid, (*primary, *(gid for gid in groups if gid not in primary)), owner.pid)
 
 
 def _of_inode(inode: int, uid: int) -> Process:
@@ -208,7 +227,7 @@ def _of_inode(inode: int, uid: int) -> Process:
         try:
             with os.scandir(f"/proc/{pid}/fd") as entries:
                 if any(_target(entry.path) == wanted for entry in entries):
-                    return Process(executable(pid), uid, user_name(uid), supplementary(pid, uid), pid)
+                    return _process(executable(pid), uid, supplementary(pid, uid), pid)
         except OSError:
             continue
     return Process("", uid, user_name(uid))

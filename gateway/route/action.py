@@ -1,7 +1,7 @@
 """What a rule does when it holds. Pure.
 
 ``route``, ``reject`` and ``hijack-dns`` end the walk; ``route-options``, ``sniff`` and ``resolve`` add to what is known
-and let it go on.
+and let it go on. ``bypass`` is for the kernel; in userspace it is ``route`` with an outbound, nothing without.
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ class RouteOptions(Overrides):
     pass
 
 
+class Bypass(Overrides):
+    """Of sing-box 1.13: a person's own word that a flow stays in the kernel. Holds where the packet alone shows that
+    the rule does and that no rule above it does; what a rule above would have to sniff is not asked."""
+
+    outbound: str = ""
+
+
 class Reject(Options):
     """``default`` answers (TCP reset, ICMP unreachable), ``drop`` stays silent. ``no_drop``: ``default`` does not turn
     into ``drop`` under a flood (``route.flood``)."""
@@ -77,7 +84,7 @@ class Resolve(Options):
     rewrite_ttl: int | None = None
 
 
-Action = Route | RouteOptions | Reject | HijackDNS | Sniff | Resolve
+Action = Route | RouteOptions | Bypass | Reject | HijackDNS | Sniff | Resolve
 
 
 def has_options(action: Action) -> bool:

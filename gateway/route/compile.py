@@ -40,7 +40,7 @@ from gateway.route.logic import atoms as atoms_of
 from gateway.route.match import Sets, Subject
 from gateway.route.options import RouteRule
 from gateway.route.process import ProcessAtoms
-from gateway.route.program import End, Kind, Program, Search, build, settle, specialise, verdict
+from gateway.route.program import End, Kind, Program, Search, Stay, build, settle, specialise, stays, verdict
 from gateway.route.sweep import Segment, sweep
 
 Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
@@ -55,6 +55,7 @@ MOST_REMEMBERED = 8192
 """Names, and verdicts of named flows, that are remembered; all are forgotten at the bound."""
 DNS_PORT = 53
 FAMILIES: tuple[Family, Family] = (4, 6)
+STAYS = frozenset({End("direct")})
 Pair = tuple[Program, Program]
 """The program of a profile, for IPv4 and for IPv6."""
 
@@ -63,11 +64,13 @@ Pair = tuple[Program, Program]
 class Inputs:
     """What the compiler needs besides rules. ``kinds``: outbound tag to what it comes to (groups already followed to
     their leaf); "direct" only for a direct outbound without dial options. ``inbound``: tag under which captured flows
-    enter. ``users``: name to uid of the users this host knows."""
+    enter. ``users``, ``groups``: name to number of those that this host
+    knows."""
 
     kinds: Mapping[str, Kind]
     inbound: str = "gateway"
     users: Mapping[str, int] | None = None
+    groups: Mapping[str, int] | None = None
     mode: Mode = "strict"
 
 
@@ -127,7 +130,9 @@ class _Compiler:
         self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=inputs.mode in ("balanced", "fast"))
         self.table, self.space = lowering.atoms, lowering.space
         self.processes = ProcessAtoms(
-            {atom: entry.item for atom, entry in self.table.items() if entry.kind == "process"}, inputs.users or {}
+            {atom: entry.item for atom, entry in self.table.items() if entry.kind == "process"},
+            inputs.users or {},
+            inputs.groups or {},
         )
         self.dst = {family: self._segments("dst", family) for family in FAMILIES}
         self.dst_first = {family: [segment.first for segment in self.dst[family]] for family in FAMILIES}
@@ -325,13 +330,22 @@ class _Compiler:
         program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
         found = self._verdicts.get((family, program))
         if found is None:
-            found = verdict(self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
-            if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
-                ends = self.search[family].outcomes(program, None, sniff=False)
-                certain = verdict(ends)
-                if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
-                    found = certain
+            # No name before a sniff.
+            unnamed = {} if self.inputs.mode == "paranoid" else dict.fromkeys(self.name_atoms, False)
+            if stays(self.space, program, unnamed, {}):
+                found = Verdict.DIRECT
+            else:
+                found = self._unnamed(family, program)
             self._verdicts[family, program] = found
+        return found
+
+    def _unnamed(self, family: Family, program: Program) -> Verdict:
+        found = verdict(self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
+        if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
+            ends = self.search[family].outcomes(program, None, sniff=False)
+            certain = verdict(ends)
+            if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
+                return certain
         return found
 
     def _narrow(self, number: int, family: Family, mask: int) -> Program:
@@ -362,7 +376,11 @@ class _Compiler:
             if len(self._named) >= MOST_REMEMBERED:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
-            found = self._named[key] = frozenset(self.search[family].outcomes(program, answers))
+            if stays(self.space, program, answers, answers):
+                found = STAYS
+            else:
+                found = frozenset(self.search[family].outcomes(program, answers))
+            self._named[key] = found
         return found
 
     def names_held(self, name: str) -> frozenset[int]:
@@ -384,7 +402,8 @@ class _Compiler:
                 known[atom] = subject.source is not None and subject.source in cast(Any, item).set
             elif kind not in ("protocol", "client", "name"):
                 known[atom] = item.match(subject)
-        program = specialise(self.space, self.program, known)
+        program = tuple(step for step in self.program if not isinstance(step[1], Stay))
+        program = specialise(self.space, program, known)
         never = BUILT_SNIFFERS if flow.destination.port in SERVER_FIRST else frozenset()
         program = settle(self.space, program, self.table, flow.network, never)
         held = self.names_held(subject.name) if subject.name else frozenset()

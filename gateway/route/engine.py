@@ -13,7 +13,18 @@ from typing import Literal
 
 from gateway.core.address import Address
 from gateway.core.flow import Findings, Flow
-from gateway.route.action import SERVER_FIRST, Action, HijackDNS, Overrides, Reject, Resolve, Route, RouteOptions, Sniff
+from gateway.route.action import (
+    SERVER_FIRST,
+    Action,
+    Bypass,
+    HijackDNS,
+    Overrides,
+    Reject,
+    Resolve,
+    Route,
+    RouteOptions,
+    Sniff,
+)
 from gateway.route.match import Rule, Sets, Subject, matches, point
 from gateway.route.options import RouteRule
 
@@ -100,10 +111,12 @@ class Walk:
         return self._decide("route", -1, outbound=engine.final)
 
     def _act(self, index: int, action: Action) -> Request | Decision | None:
+        if isinstance(action, Bypass) and not action.outbound:
+            return None  # the kernel did not see that it holds
         if isinstance(action, Overrides):
             self._override(action)
         match action:
-            case Route():
+            case Route() | Bypass():
                 return self._decide("route", index, outbound=action.outbound)
             case Reject():
                 return self._decide("reject", index, method=action.method or "default", no_drop=action.no_drop)

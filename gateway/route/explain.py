@@ -12,6 +12,7 @@ from typing import Any
 from gateway.core.address import IP, Address
 from gateway.core.flow import Findings, Flow, Network, Process
 from gateway.kernel.plan import LAST_UID, Steering, Verdict
+from gateway.route.action import Bypass, HijackDNS, Reject, Route
 from gateway.route.compile import Compiled
 from gateway.route.engine import Decision, Engine, SniffRequest, Trace
 from gateway.route.match import Default, Logical, Rule, Subject, matches
@@ -41,7 +42,8 @@ def explain(
     engine: Engine, compiled: Compiled, query: Query, final_reason: str = "", steering: Steering | None = None
 ) -> dict[str, Any]:
     """``verdict`` direct | reject | drop | user | sniff, ``where`` kernel | userspace, ``rule`` (-1 = final),
-    ``action``, ``outbound``, ``profile``, ``steps`` (every rule that was asked), ``text`` (lines for a person).
+    ``action``, ``outbound``, ``profile``, ``steps`` (every rule that was asked), ``text`` (lines for a person);
+    ``overruled``: rule, action and outbound of a rule above a ``bypass`` that says otherwise, else None.
 
     ``steering``: what is in force in the kernel, if that is not the whole of ``compiled``."""
     trace = Trace()
@@ -55,10 +57,24 @@ def explain(
         profile, verdict = _kernel(compiled, query, steering)
         found["profile"], found["verdict"] = profile, verdict.name.lower()
         found["where"] = "kernel" if verdict in (Verdict.DIRECT, Verdict.REJECT, Verdict.DROP) else "userspace"
+    found["overruled"] = None
+    if found["verdict"] == "direct" and (stays := _bypass(engine, query)) is not None:
+        if 0 <= decision.rule < stays:
+            found["overruled"] = {key: found[key] for key in ("rule", "action", "outbound")}
+        found["rule"], found["action"], found["outbound"] = stays, "bypass", ""
     found["text"] = _text(found, query, final_reason)
     if query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, query)[1] is not verdict:
         found["text"][-1] = "in userspace: the kernel does not know this host's programs (gateway status says why)"
     return found
+
+
+def _bypass(engine: Engine, query: Query) -> int | None:
+    """The first bypass rule that the packet alone shows to hold; None where a rule before it ends the flow's way."""
+    subject = Subject.of(_flow(query), Findings(learned=query.names), engine.sets)
+    for index, (match, action, _) in enumerate(engine.rules):
+        if isinstance(action, Bypass | Route | Reject | HijackDNS) and matches(match, subject):
+            return index if isinstance(action, Bypass) else None
+    return None
 
 
 def _kernel(compiled: Compiled, query: Query, steering: Steering | None = None) -> tuple[int, Verdict]:
@@ -80,6 +96,8 @@ def socket_class(compiled: Compiled, process: Process | None) -> int:
     if process is not None:
         mask |= dict(plan.paths).get(process.path, 0) | dict(plan.names).get(process.name, 0)
         mask |= dict(plan.uids).get(process.uid, 0)
+        for gid in process.gids:
+            mask |= dict(plan.gids).get(gid, 0)
     return dict(plan.classes).get(mask, UNKNOWN_SOCKET)
 
 
@@ -157,5 +175,11 @@ def _text(found: dict[str, Any], query: Query, final_reason: str) -> list[str]:
         "user": "in userspace: one outbound is certain",
         "sniff": "in userspace: what the packet does not show could change it",
     }
+    if found["action"] == "bypass":
+        if above := found["overruled"]:
+            lines.append(f"rule {above['rule']} above would say {above['outbound'] or above['action']}, but the packet "
+                         "alone does not show that it holds")  # fmt: skip
+        lines.append(f"in the kernel: rule {found['rule']} wants it to stay there")
+        return lines
     lines.append(reasons[found["verdict"]])
     return lines

@@ -20,11 +20,12 @@ from gateway.core.errors import ConfigError
 from gateway.route import action as actions
 from gateway.route.action import Action, Overrides, Route, RouteOptions, Sniff
 from gateway.route.item.base import Item, texts, truth
-from gateway.route.item.table import HEADLESS, ITEMS
+from gateway.route.item.table import HEADLESS, ITEMS, OURS
 from gateway.route.match import Default, Logical, Rule, set_tags
 
 ACTIONS: dict[str, tuple[type[Action], str]] = {
     "route": (actions.Route, "RouteActionOptions"),
+    "bypass": (actions.Bypass, "RouteActionOptions"),
     "route-options": (actions.RouteOptions, "RouteOptionsActionOptions"),
     "reject": (actions.Reject, "RejectActionOptions"),
     "hijack-dns": (actions.HijackDNS, ""),
@@ -194,6 +195,8 @@ def parse_match(
     for key in raw:
         if key in REMOVED:
             raise ConfigError(f'"{key}" was removed in sing-box 1.12.0; use a rule set', f"{path}.{key}")
+        if headless and key in OURS:
+            raise ConfigError(f'"{key}" is not for rule sets; write it in the rule that names the set', f"{path}.{key}")
         if key not in known:
             raise ConfigError(_unknown(key, known | also, objects), f"{path}.{key}")
     for key, kind in ITEMS.items():

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gateway.kernel.plan import Verdict
-from gateway.route.action import NAMED_PROTOCOLS, HijackDNS, Overrides, Reject, Resolve, Route, Sniff
+from gateway.route.action import NAMED_PROTOCOLS, Bypass, HijackDNS, Overrides, Reject, Resolve, Route, Sniff
 from gateway.route.feasible import Names, Vectors
 from gateway.route.logic import Expr, Space, atoms, follow
 from gateway.route.lower import Atom, Lowering
@@ -38,11 +38,15 @@ class Look(NamedTuple):
     found: frozenset[tuple[frozenset[int], bool, bool]] = frozenset()
 
 
+class Stay(NamedTuple):
+    """``bypass``: direct where the condition is certain and no end before it is. Userspace passes it by."""
+
+
 class Override(NamedTuple):
     """The destination is replaced: what follows is left to userspace."""
 
 
-Step = End | Look | Override
+Step = End | Look | Stay | Override
 Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
 
@@ -58,9 +62,13 @@ def build(
         condition = lowering.rule(rule.match)
         action = rule.action
         dst = by_address and any(lowering.atoms[atom].kind == "dst" for atom in atoms(condition))
+        if isinstance(action, Bypass):
+            steps.append((condition, Stay()))
+            if not action.outbound:
+                continue
         if isinstance(action, Overrides) and (action.override_address or action.override_port):
             steps.append((condition, Override()))
-        elif isinstance(action, Route):
+        elif isinstance(action, Route | Bypass):
             steps.append((condition, End(_outcome(action.outbound, kinds), dst)))
         elif isinstance(action, Reject):
             steps.append((condition, End("drop" if action.method == "drop" else "reject", dst)))
@@ -89,9 +97,27 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
         if condition is False:
             continue
         out.append((condition, step))
-        if condition is True and not isinstance(step, Look):
+        if condition is True and not isinstance(step, Look | Stay):
             break
     return tuple(out)
+
+
+def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool]) -> bool:
+    """Whether a bypass certainly holds, and flows may come to it. ``early``: what is known until something may be
+    sniffed; ``late``: afterwards. What only feasibility would tell is not asked: then it does not."""
+    taken: Expr = False
+    for condition, step in program:
+        condition = space.restrict(condition, early)
+        if isinstance(step, Look):
+            early = early if condition is False else late
+        elif isinstance(step, Stay):
+            if condition is True:
+                return True
+        else:
+            taken = space.either(taken, condition)
+            if taken is True:
+                return False
+    return False
 
 
 def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]) -> Program:
@@ -140,15 +166,15 @@ def _disjoint(space: Space, steps: Iterable[tuple[Expr, Step]]) -> Program:
     out: list[tuple[Expr, Step]] = []
     taken: Expr = False
     for condition, step in steps:
-        if isinstance(step, Look):
-            taken = False
+        if isinstance(step, Look | Stay):
+            taken = False if isinstance(step, Look) else taken
             out.append((condition, step))
             continue
         condition, taken = space.both(condition, space.negate(taken)), space.either(taken, condition)
         if condition is False:
             continue
         for index in range(len(out) - 1, -1, -1):
-            if isinstance(out[index][1], Look):
+            if isinstance(out[index][1], Look | Stay):
                 out.append((condition, step))
                 break
             if out[index][1] == step:
@@ -242,7 +268,7 @@ class _Run:
         while not self.done():
             condition, step = self.program[index]
             condition = follow(condition, known)
-            if condition is False:
+            if condition is False or isinstance(step, Stay):
                 index += 1
             elif condition is not True:
                 self.split(condition.atom, index, known, assigned, sniffed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import grp
 import os
 import subprocess
 import threading
@@ -13,6 +15,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.kernel import owner
+from gateway.kernel.bpf import record
 from gateway.kernel.bpf.process import ProcessMarks
 from gateway.kernel.owner import SocketOwners
 from gateway.kernel.plan import ProcessPlan
@@ -76,6 +79,7 @@ def test_tcp_and_udp(ground, owners, family: int) -> None:
             assert process is not None, (name, label)
             assert process.path == str(ground.folder / name)
             assert (process.uid, process.gids, process.pid) == (uid, (uid, uid + 1), child.order("pid"))
+            assert process.groups == ()
             # The same socket, asked for under a source that only passes through: not ours.
             foreign = at("198.51.100.7" if family == 4 else "2001:db8:7::7", port)
             assert owners.find(network, foreign, there) is None
@@ -88,6 +92,33 @@ def test_the_user_is_the_effective_one(ground, owners) -> None:
     child.order("connect", name="u", host="192.0.2.9", port=25)
     process = owners.find("udp", at("192.0.2.2", 7002), at("192.0.2.9", 25))
     assert (process.name, process.uid, process.gids[:1]) == ("mailer", 4003, (0,))
+
+
+def test_groups_by_name(ground, owners) -> None:
+    games, daemon = (grp.getgrnam(name).gr_gid for name in ("games", "daemon"))
+    child = ground.start(ground.copy("member"), user=(4004, games, [4005, daemon, games]))
+    child.order("open", name="u", kind="udp", local="192.0.2.2", port=7004)
+    process = owners.find("udp", at("192.0.2.2", 7004), at("192.0.2.9", 1))
+    assert process.gids[0] == games
+    assert set(process.gids) == {games, daemon, 4005}
+    assert process.groups == tuple(
+        name for gid in process.gids if (name := {games: "games", daemon: "daemon"}.get(gid))
+    )
+
+
+def test_groups_of_a_process_that_has_ended(ground) -> None:
+    """As the kernel knew them when it judged; no more than it keeps."""
+    with contextlib.closing(
+        ProcessMarks(ground.cgroup, ProcessPlan(gids=((4100, 1),)), netns=ground.cookie(), load=LOADERS["co-re"])
+    ) as marks:
+        for groups in ([], [4100, 4300], list(range(4100, 4132)), list(range(4100, 4133))):
+            child = ground.start(ground.copy("brief"), user=(4005, 4200, groups))
+            child.order("open", name="u", kind="udp", local="192.0.2.2", port=7005)
+            cookie = child.order("where", name="u")["cookie"]
+            child.process.kill()
+            child.process.wait(20)
+            found = marks.owner(cookie)
+            assert found.groups == (tuple(groups) if len(groups) <= record.KEPT else None)
 
 
 def test_a_socket_outlives_its_maker(ground, owners) -> None:

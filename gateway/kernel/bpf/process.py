@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -29,7 +30,7 @@ SENDMSG = ("sendmsg4", "sendmsg6")
 ROOT_KEY = struct.pack("=I", 0)
 SO_NETNS_COOKIE = 71
 
-LOST = "with rules by path or name userspace judges this host's own flows; with rules by user alone nftables does"
+LOST = "userspace judges this host's own flows; with rules by user alone, not by path, name or group, nftables does"
 KNOWN_LESS = f"BCC's program stands in: {LOST}"
 KNOWN_NOTHING = f"{LOST}; owners are looked for in /proc"
 """What it costs that the CO-RE object cannot be had, for a person: with BCC, and without."""
@@ -166,10 +167,15 @@ class ProcessMarks:
     def owner(self, cookie: int) -> record.Owner | None:
         """Owner of the socket with ``cookie`` (SO_COOKIE), or None: another namespace's, older than the programs, or
         long unused."""
+        key = struct.pack("=Q", cookie)
         try:
-            return record.parse_owner(self._owners[struct.pack("=Q", cookie)])
+            owner = record.parse_owner(self._owners[key])
         except KeyError:
             return None
+        try:
+            return replace(owner, groups=record.parse_members(self._maps["members"][key]))
+        except KeyError:
+            return owner
 
     @property
     def links(self) -> tuple[int, ...]:

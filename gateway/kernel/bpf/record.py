@@ -14,6 +14,7 @@ COMPONENT = 64
 PATH = 320
 DEPTH = 48
 GROUPS = 64
+KEPT = 32
 
 PATH_INCOMPLETE = 1
 REAL_USER = 8
@@ -21,6 +22,7 @@ REAL_USER = 8
 SETTINGS = struct.Struct("=QII6Q")
 SIDES = struct.Struct("=QQ")
 OWNER = struct.Struct(f"={PATH}s16sIIII")
+MEMBERS = struct.Struct(f"=II{KEPT}I")
 
 HASH, ARRAY, LRU_HASH = 1, 2, 9  # enum bpf_map_type
 NO_PREALLOC = 1
@@ -32,6 +34,8 @@ MAPS = {
     "gids": (HASH, 4, SIDES.size, 8192, NO_PREALLOC),
     "classes": (HASH, 8, SIDES.size, 32768, NO_PREALLOC),
     "owners": (LRU_HASH, 8, OWNER.size, 8192, 0),
+    "members": (LRU_HASH, 8, MEMBERS.size, 8192, 0),
+    "empty": (ARRAY, 4, MEMBERS.size, 1, 0),
 }
 """Map -> type, bytes of key and value, entries, flags: as ``bpf/co_re.h`` declares them."""
 
@@ -51,6 +55,8 @@ class Owner:
     comm: str
     real: bool = False
     """``uid`` and ``gid`` are the process's real ones, not those of file access (fsuid)."""
+    groups: tuple[int, ...] | None = None
+    """Supplementary ones; None where the record does not say: no rule asks for groups, or there are too many."""
 
 
 def path_key(path: str) -> bytes | None:
@@ -99,3 +105,9 @@ def parse_owner(data: bytes) -> Owner:
     return Owner(
         text, complete, uid, gid, pid, comm.partition(b"\0")[0].decode(errors="replace"), bool(flags & REAL_USER)
     )
+
+
+def parse_members(data: bytes) -> tuple[int, ...] | None:
+    """Supplementary groups; None where they were not kept. Raises struct.error as ``parse_owner``."""
+    filled, count, *gids = MEMBERS.unpack(data)
+    return tuple(gids[:count]) if filled else None

@@ -9,6 +9,8 @@ from gateway.route.item.domain import Domain
 from gateway.route.item.domain_keyword import DomainKeyword
 from gateway.route.item.domain_regex import DomainRegex
 from gateway.route.item.domain_suffix import DomainSuffix
+from gateway.route.item.group import Group
+from gateway.route.item.group_id import GroupID
 from gateway.route.item.inbound import Inbound
 from gateway.route.item.ip_cidr import IPCIDR
 from gateway.route.item.ip_is_private import IPIsPrivate
@@ -31,10 +33,13 @@ from gateway.route.item.user_id import UserID
 _ORDER: tuple[type[Item], ...] = (
     Inbound, IPVersion, QueryType, Network, AuthUser, Protocol, Client, Domain, DomainSuffix, DomainKeyword,
     DomainRegex, SourceIPCIDR, SourceIPIsPrivate, IPCIDR, IPIsPrivate, SourcePort, SourcePortRange, Port, PortRange,
-    ProcessName, ProcessPath, ProcessPathRegex, User, UserID,
+    ProcessName, ProcessPath, ProcessPathRegex, User, UserID, Group, GroupID,
 )  # fmt: skip
 
 ITEMS: dict[str, type[Item]] = {kind.key: kind for kind in _ORDER}
+
+OURS = frozenset({"group", "group_id"})
+"""Keys that sing-box does not have, for route rules and DNS rules: binary rule sets have no code for them."""
 
 HEADLESS: frozenset[str] = frozenset({
     "query_type", "network", "domain", "domain_suffix", "domain_keyword", "domain_regex", "source_ip_cidr", "ip_cidr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import signal
@@ -31,7 +32,10 @@ TOPOLOGY = Topology(
 )
 SEND = """
 import os, socket, sys
-os.setresuid(int(sys.argv[1]), int(sys.argv[2]), 0)
+real, effective, gid, *groups = map(int, sys.argv[1:])
+os.setgroups(groups)
+os.setresgid(gid, gid, gid)
+os.setresuid(real, effective, 0)
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.connect(("203.0.113.2", 9))
 sock.send(b"x")
@@ -39,8 +43,14 @@ print(sock.getsockname()[1])
 """
 PROGRAM = os.path.realpath(sys.executable)
 """As the kernel knows who sends."""
-USERS = ((4001, 4001), (4002, 4002), (4002, 4001), (4001, 4002), (0, 0))
-"""Real and effective."""
+GROUP = "games"
+GID = grp.getgrnam(GROUP).gr_gid
+Sender = tuple[int, ...]
+"""Real and effective user, group, supplementary groups."""
+SENDERS: tuple[Sender, ...] = (
+    (4001, 4001, 4100), (4002, 4002, 4100), (4002, 4001, 4100), (4001, 4002, 4100), (0, 0, 0),
+    (4003, 4003, GID, 4100), (4003, 4003, 4100, 4101, GID),
+)  # fmt: skip
 BTF = "mount -t tmpfs none /sys/kernel/btf"
 MODULE = "mount -t tmpfs none /usr/lib/python3/dist-packages/bcc"
 
@@ -53,25 +63,25 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def classes(gateway: Host) -> dict[tuple[int, int], int]:
-    """Class of the flow that a program begins, by its real and effective user."""
+def classes(gateway: Host) -> dict[Sender, int]:
+    """Class of the flow that a program begins."""
     found = {}
-    for real, effective in USERS:
-        port = int(gateway.run([sys.executable, "-c", SEND, str(real), str(effective)], check=True).out)
+    for sender in SENDERS:
+        port = int(gateway.run([sys.executable, "-c", SEND, *map(str, sender)], check=True).out)
         (flow,) = (entry for entry in gateway.call(lambda: conntrack.dump(0, 0)) if entry.source.port == port)
-        found[real, effective] = flow.mark & mark.CLASS
+        found[sender] = flow.mark & mark.CLASS
     return found
 
 
-def explained(instance: str) -> tuple[dict[tuple[int, int], int], set[str]]:
+def explained(instance: str) -> tuple[dict[Sender, int], set[str]]:
     """What ``classes`` will find, as the running gateway predicts it; what it says of where it is judged."""
     found, lines = {}, set()
-    for real, effective in USERS:
+    for sender in SENDERS:
         request = {"command": "explain", "destination": "203.0.113.2", "port": 9, "network": "udp"}
-        answer = ask(RUN / instance, {**request, "process": PROGRAM, "uid": effective})
+        answer = ask(RUN / instance, {**request, "process": PROGRAM, "uid": sender[1], "gids": sender[2:]})
         assert answer["ok"], answer
         assert answer["where"] == ("kernel" if answer["verdict"] == "direct" else "userspace")
-        found[real, effective] = getattr(mark, answer["verdict"].upper())
+        found[sender] = getattr(mark, answer["verdict"].upper())
         lines.add(answer["text"][-1])
     return found, lines
 
@@ -87,8 +97,8 @@ def explained(instance: str) -> tuple[dict[tuple[int, int], int], set[str]]:
 )
 @pytest.mark.parametrize(
     "more",
-    [{}, {"process_name": ["no-such-program"]}, {"process_path": [PROGRAM], "user_id": [4002]}],
-    ids=["users", "names", "paths"],
+    [{}, {"process_name": ["no-such-program"]}, {"process_path": [PROGRAM], "user_id": [4002]}, {"group": [GROUP]}],
+    ids=["users", "names", "paths", "groups"],
 )
 def test_rules_of_local_flows(lab: Lab, hidden: str, told: str, more: dict[str, Any]) -> None:
     gateway, instance = lab.host("gateway"), f"lab-{lab.id}"
@@ -115,14 +125,13 @@ def test_rules_of_local_flows(lab: Lab, hidden: str, told: str, more: dict[str, 
         assert until(lambda: "the kernel steers" in said(), 60), process.told()
         lines = [line for line in said().splitlines() if line.startswith("process ")]
         assert [line.startswith(told) for line in lines] == ([True] if told else [])
-        # With a name in the plan none but the CO-RE programs is sure of anybody.
+        # With a name or a group in the plan none but the CO-RE programs is sure of anybody.
         blind = bool(told and more)
         second = mark.USER if "process_path" in more else mark.DIRECT
-        first, second, other = [mark.SNIFF] * 3 if blind else (mark.USER, second, mark.DIRECT)
+        member = mark.USER if "group" in more else mark.DIRECT
+        wanted = (mark.USER, second, mark.USER, second, mark.DIRECT, member, member)
         found = classes(gateway)
-        assert found == {
-            (4001, 4001): first, (4002, 4002): second, (4002, 4001): first, (4001, 4002): second, (0, 0): other,
-        }  # fmt: skip
+        assert found == dict(zip(SENDERS, [mark.SNIFF] * len(SENDERS) if blind else wanted, strict=True))
         predicted, reasons = explained(instance)
         assert predicted == found
         assert any("does not know this host's programs" in reason for reason in reasons) == blind

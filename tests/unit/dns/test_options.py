@@ -6,7 +6,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError
-from gateway.core.flow import Flow
+from gateway.core.flow import Flow, Process
 from gateway.dns.message import Question
 from gateway.dns.options import decode_section
 from gateway.dns.rule import Reject, Rules, accepts
@@ -80,6 +80,15 @@ def test_rules_by_client_are_noticed():
     assert made.by_client
     assert plan(made, "a.example") == ["1"]
     assert plan(made, "a.example", flow=None) == ["one"]
+
+
+def test_rules_by_group():
+    for rule in ({"group": "vpn"}, {"group_id": [5, 200]}):
+        made = rules({**rule, "server": "1"})
+        assert made.by_client
+        member = CLIENT._replace(process=Process(gids=(100, 200), groups=("users", "vpn")))
+        assert plan(made, "a.example", flow=member) == ["1"]
+        assert plan(made, "a.example") == ["one"]
 
 
 def test_address_rules_judge_the_answer():

@@ -19,6 +19,7 @@ from gateway.route.options import RouteConfig, parse_headless, parse_route
 
 KINDS: dict[str, Any] = {"direct": "direct", "direct2": "direct", "block": "block", "vps": "proxy", "vps2": "proxy"}
 USERS = {"root": 0, "alice": 1000, "bob": 1001}
+GROUPS = {"root": 0, "users": 100, "vpn": 200}
 FINAL = ("direct", "vps", "vps2", "block")
 V4 = ("192.0.2.1", "192.0.2.130", "198.51.100.7", "10.1.2.3", "203.0.113.9")
 V6 = ("2001:db8::1", "2001:db8:1::1", "fd00::1")
@@ -39,8 +40,11 @@ NAMES = tuple(
     )
 )  # fmt: skip
 PROCESSES = (
-    Process("/usr/bin/curl", 0, "root"), Process("/usr/bin/curl", 1000, "alice"), Process("/opt/curl", 1000, "alice"),
-    Process("/usr/bin/ssh", 1001, "bob"), Process("/usr/sbin/ntpd", 38, ""), Process("/opt/game", 1001, "bob"),
+    Process("/usr/bin/curl", 0, "root", (0,), groups=("root",)),
+    Process("/usr/bin/curl", 1000, "alice", (100, 200, 38), groups=("users", "vpn")),
+    Process("/opt/curl", 1000, "alice", (100,), groups=("users",)),
+    Process("/usr/bin/ssh", 1001, "bob", (100, 38, 0), groups=("users", "root")),
+    Process("/usr/sbin/ntpd", 38, "", (38,)), Process("/opt/game", 1001, "bob", (200,), groups=("vpn",)),
 )  # fmt: skip
 PATHS = (
     "/usr/bin/curl", "/opt/curl", "/usr/bin/ssh", "/opt/ssh", "/opt/game", "/usr/bin/game", "/bin/xcurl", "/opt/xcurl",
@@ -75,6 +79,8 @@ def pools(rng: random.Random) -> dict[str, Any]:
         "process_path_regex": lambda: some(rng, ("^/opt/", "curl$")),
         "user": lambda: some(rng, ("root", "alice")),
         "user_id": lambda: some(rng, (0, 1000, 38)),
+        "group": lambda: some(rng, ("root", "users", "vpn", "nobody-has-it")),
+        "group_id": lambda: some(rng, (0, 38, 200)),
         "inbound": lambda: some(rng, ("gateway", "socks-in")),
     }
 
@@ -142,7 +148,7 @@ def build(raw: dict[str, Any], final: str, mode: Any = "strict") -> Case:
     route = parse_route(raw)
     sets = {entry.tag: tuple(parse_headless(rule, "") for rule in entry.rules) for entry in route.rule_set}
     engine = Engine(route.rules, final, sets)
-    compiled = compile_rules(route.rules, final, sets, Inputs(KINDS, users=USERS, mode=mode))
+    compiled = compile_rules(route.rules, final, sets, Inputs(KINDS, users=USERS, groups=GROUPS, mode=mode))
     return Case({**raw, "final": final}, route, sets, engine, compiled)
 
 
@@ -199,7 +205,7 @@ def flows(key: Key, case: Case) -> Iterator[Flow]:
     processes: list[Process | None] = [key.process]
     if key.process is not None and "process_path_regex" in text:
         mask = socket_mask(case.compiled, key.process)
-        others = [Process(path, key.process.uid, key.process.user) for path in PATHS]
+        others = [key.process._replace(path=path) for path in PATHS]
         processes += [one for one in others if socket_mask(case.compiled, one) == mask]
     if key.source is not None:
         sources = [key.source]
@@ -242,7 +248,10 @@ def socket_mask(compiled: Compiled, process: Process) -> int:
     """As the cgroup program computes it."""
     plan = compiled.processes
     mask = dict(plan.paths).get(process.path, 0) | dict(plan.names).get(process.name, 0)
-    return mask | dict(plan.uids).get(process.uid, 0)
+    mask |= dict(plan.uids).get(process.uid, 0)
+    for gid in process.gids:
+        mask |= dict(plan.gids).get(gid, 0)
+    return mask
 
 
 def kernel(compiled: Compiled, key: Key) -> Verdict:

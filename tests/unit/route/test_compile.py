@@ -18,7 +18,9 @@ from gateway.core.flow import Findings, Flow
 from gateway.kernel.plan import Verdict
 from gateway.route import compile as compiler
 from gateway.route import feasible, lower, program
+from gateway.route.action import Bypass, HijackDNS, Reject, Route, Sniff
 from gateway.route.compile import Inputs, compile_rules
+from gateway.route.match import Subject, matches
 from gateway.route.options import parse_route
 from gateway.route.ruleset.load import load_all
 
@@ -166,7 +168,8 @@ def _source_ports_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MUTANTS = [
     _forget_invert, _forget_shared_marks, _forget_sniffed_names, _forget_sniffed_protocols, _take_the_first_outcome,
-    _swap_families, _ports_off_by_one, _nothing_is_feasible_together, _everything_is_feasible, _source_ports_are_zero,
+    _swap_families, _ports_off_by_one, _nothing_is_feasible_together, _source_ports_are_zero,
+    pytest.param(_everything_is_feasible, marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -235,6 +238,95 @@ def test_modes() -> None:
         assert look(made, "198.51.100.1", 443) == rejected, mode
         assert look(made, "192.0.2.1", 443) == "SNIFF", mode
         assert look(made, "203.0.113.1", 443, "a.example") == "USER", mode
+
+
+def test_a_bypass_is_a_persons_own_word() -> None:
+    """Above what would have to be sniffed, below what the packet shows."""
+    rules: Any = {"rules": [
+        {"action": "sniff"}, {"domain": "far.example", "outbound": "vps"}, {"port": 80, "action": "reject"},
+        {"ip_cidr": "203.0.113.0/24", "action": "bypass"}, {"domain_suffix": "near.example", "action": "bypass"},
+        {"domain": "other.example", "outbound": "vps"},
+    ]}  # fmt: skip
+    for mode in ("strict", "paranoid", "balanced", "fast"):
+        made = compiled(rules, "vps2", mode)
+        assert look(made, "203.0.113.1", 443) == "DIRECT", mode
+        assert look(made, "192.0.2.1", 443) == "SNIFF", mode
+        assert look(made, "203.0.113.1", 443, "other.example") == "DIRECT", mode
+        assert look(made, "203.0.113.1", 80) in ("SNIFF", "REJECT"), mode
+        assert look(made, "203.0.113.1", 80, "a.near.example") in ("SNIFF", "REJECT"), mode
+    assert look(compiled(rules, "vps2"), "203.0.113.1", 443, "far.example") == "USER"
+    assert look(compiled(rules, "vps2"), "192.0.2.1", 443, "a.near.example") == "DIRECT"
+    assert look(compiled(rules, "vps2"), "192.0.2.1", 443, "a.near.example", "other.example") == "SNIFF"
+    assert look(compiled(rules, "vps2", "paranoid"), "192.0.2.1", 443, "a.near.example") == "SNIFF"
+    assert look(compiled(rules, mode="off"), "203.0.113.1", 443) == "SNIFF"
+    rules["rules"][3]["outbound"] = "vps"
+    assert look(compiled(rules), "203.0.113.1", 443) == "DIRECT", "the outbound is for userspace alone"
+
+
+def held(case: Any, index: int, key: Any) -> set[bool]:
+    """Whether a rule holds, over all completions of what the packet hides; of protocols and names those that a sniff
+    before it could have found."""
+    out = set()
+    sniffs = [rule.action for rule in case.route.rules[:index] if isinstance(rule.action, Sniff)]
+    found = {one for action in sniffs for one in action.protocols(key.network)} if key.port != 25 else set()
+    found -= {"dns"} if key.port != 53 else set()
+    for flow in brute.flows(key, case):
+        for protocol in ("", *found):
+            shown = ("",) if protocol not in brute.NAMED else (key.name,) if key.name else ("", *brute.NAMES)
+            for name in shown:
+                findings = Findings(protocol=protocol, domain=name, learned=(key.name,) if key.name else ())
+                out.add(matches(case.route.rules[index].match, Subject.of(flow, findings, case.sets)))
+    return out
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 5))])
+def test_a_bypass_holds_where_the_packet_shows_it(part: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Random rules, some of them bypasses. Direct where not every completion is, needs a bypass that certainly holds
+    below nothing that certainly ends; where one holds below nothing that could, direct it is."""
+    mix: Counter[str] = Counter()
+    for seed in range(part * 30, part * 30 + 30):
+        rng = random.Random(seed)
+        raw = dict(brute.configuration(rng).raw)
+        final = raw.pop("final")
+        for rule in raw["rules"]:
+            if "outbound" in rule and rng.random() < 0.5:
+                rule["action"] = "bypass"
+                if rng.random() < 0.7:
+                    del rule["outbound"]
+        case = brute.build(raw, final)
+        text = str(raw)
+        full = len(case.compiled.steering.profiles) == compiler.MOST_PROFILES or "process_path_regex" in text
+        for key in brute.keys(rng, KEYS):
+            # A source that any address has (0.0.0.0/0) is open of a local flow.
+            inexact = full or (key.source is None and ("source_ip" in text or "match_source" in text))
+            outcomes, got = brute.everything(case, key), brute.kernel(case.compiled, key)
+            word = possible = False
+            for index, rule in enumerate(case.route.rules):
+                ends = isinstance(rule.action, Route | Reject | HijackDNS)
+                found = held(case, index, key) if ends or isinstance(rule.action, Bypass) else {False}
+                if isinstance(rule.action, Bypass) and (found == {True} or True in found):
+                    word = word or found == {True}
+                    if found == {True} and not possible and not inexact:
+                        mix["must"] += 1
+                        assert got is Verdict.DIRECT, f"seed {seed}: {key}: {got.name}\n{case.raw}"
+                    if found == {True}:
+                        break
+                    possible = possible or bool(rule.action.outbound)
+                elif found == {True}:
+                    break
+                else:
+                    possible = possible or True in found
+            if got is Verdict.DIRECT and outcomes != {"direct"}:
+                mix["word"] += 1
+                assert word, f"seed {seed}: {key}: {outcomes}\n{case.raw}"
+            elif not word:
+                mix["plain"] += 1
+                want = brute.expected(outcomes)
+                assert got is want or (got is Verdict.SNIFF and full), f"seed {seed}: {key}: {got}\n{case.raw}"
+    with capsys.disabled():
+        print(f"\n  bypass: {dict(mix)}")
+    assert mix["must"] > 20
+    assert mix["word"] > 20
 
 
 def test_two_proxies_are_uncertain_one_is_not() -> None:

@@ -85,6 +85,14 @@ def test_resolve() -> None:
     assert decide(rules).outbound == "final", "an address needs no resolving"
 
 
+def test_a_bypass_that_the_kernel_did_not_see_to_hold() -> None:
+    rules = [{"port": 443, "action": "bypass", "override_port": 80}, {"port": 443, "outbound": "b"}]
+    assert (decide(rules).outbound, decide(rules).destination) == ("b", None)
+    rules[0]["outbound"] = "a"
+    done = decide(rules)
+    assert (done.outbound, done.rule, done.destination) == ("a", 0, Address.of("203.0.113.1", 80))
+
+
 def test_reject_hijack_and_options() -> None:
     assert decide([{"action": "reject", "method": "drop"}]).method == "drop"
     assert decide([{"action": "reject", "no_drop": True}]) == Decision("reject", "", 0, "default", True)

@@ -50,6 +50,30 @@ def test_processes_and_names_alone() -> None:
     assert (found["where"], found["outbound"], found["profile"]) == ("userspace", "vps", None)
 
 
+def test_a_bypass_and_what_it_overrules() -> None:
+    rules = parse_route({"rules": [
+        {"action": "sniff"}, {"domain": "far.example", "outbound": "vps"}, {"port": 25, "outbound": "vps"},
+        {"ip_cidr": "203.0.113.0/24", "action": "bypass"}, {"domain": "other.example", "outbound": "vps"},
+    ]}).rules  # fmt: skip
+    compiled = compile_rules(rules, "direct", {}, Inputs({"direct": "direct"}))
+
+    def asked(**fields: Any) -> dict[str, Any]:
+        query = Query(**{"network": "tcp", "port": 443, "source": LAN, "address": OUT, **fields})
+        return explain(Engine(rules, "direct"), compiled, query)
+
+    found = asked()
+    assert (found["where"], found["rule"], found["action"], found["overruled"]) == ("kernel", 3, "bypass", None)
+    assert asked(shown="other.example")["overruled"] is None, "a rule below"
+    found = asked(shown="far.example")
+    assert (found["where"], found["rule"], found["action"]) == ("kernel", 3, "bypass")
+    assert found["overruled"] == {"rule": 1, "action": "route", "outbound": "vps"}
+    assert "rule 1 above would say vps" in "\n".join(found["text"])
+    found = asked(names=("far.example",), shown="far.example")
+    assert (found["where"], found["rule"], found["outbound"]) == ("userspace", 1, "vps"), "the kernel knows the name"
+    assert asked(port=25)["rule"] == 2
+    assert asked(address=ip_address("192.0.2.1"), port=25)["rule"] == 2
+
+
 def test_text_says_why_not() -> None:
     text = "\n".join(ask(address=OUT, shown="far.example")["text"])
     assert "ip_is_private=true: no" in text

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.address import Address
+from gateway.core.errors import ConfigError
 from gateway.core.flow import Findings, Flow, Process
 from gateway.route.match import Subject, matches
 from gateway.route.options import ROUTE_ITEMS, parse_headless, parse_match
@@ -101,3 +102,21 @@ def test_processes() -> None:
     assert not holds({"process_name": "curl", "user_id": 0}, one)
     for rule in ({"process_name": "curl"}, {"user": "alice"}, {"user_id": 1000}, {"process_path_regex": "."}):
         assert not holds(rule, subject()), "a forwarded flow has no process"
+
+
+def test_groups() -> None:
+    one = subject(process=Process("/usr/bin/curl", 1000, "alice", (100, 27, 999), groups=("users", "sudo")))
+    for rule in ({"group": "users"}, {"group": ["none", "sudo"]}, {"group_id": 100}, {"group_id": [5, 27]}):
+        assert holds(rule, one), rule
+        assert not holds(rule, subject()), "a forwarded flow has no process"
+        assert not holds(rule, subject(process=Process("/usr/bin/curl"))), "nothing is known of its groups"
+    assert holds({"group": "sudo", "group_id": 999}, one)
+    assert not holds({"group": "sudo", "group_id": 998}, one), "two keys are two conditions, as user and user_id"
+    for rule in ({"group": "alice"}, {"group_id": [0, 1000]}):
+        assert not holds(rule, one)
+
+
+@pytest.mark.parametrize("rule", [{"group": "vpn"}, {"type": "logical", "mode": "or", "rules": [{"group_id": 1}]}])
+def test_groups_are_not_for_rule_sets(rule: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r'"group(_id)?" is not for rule sets'):
+        parse_headless(rule, "")

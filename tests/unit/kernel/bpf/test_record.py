@@ -18,7 +18,7 @@ HEADER = (Path(__file__).resolve().parents[4] / "bpf/process.h").read_text()
 
 def test_bounds_agree_with_the_header() -> None:
     values = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)u?\n", HEADER)}
-    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "PATH_INCOMPLETE", "REAL_USER"):
+    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "KEPT", "PATH_INCOMPLETE", "REAL_USER"):
         assert values[name] == getattr(record, name), name
 
 
@@ -55,6 +55,13 @@ def test_owner_round_trip() -> None:
     for size in range(len(data)):
         with pytest.raises(struct.error):
             record.parse_owner(data[:size])
+
+
+def test_members_that_are_kept() -> None:
+    rest = [0] * record.KEPT
+    assert record.parse_members(record.MEMBERS.pack(1, 2, 100, 0, *rest[2:])) == (100, 0)
+    assert record.parse_members(record.MEMBERS.pack(1, 0, *rest)) == ()
+    assert record.parse_members(record.MEMBERS.pack(0, 0, *rest)) is None
 
 
 def test_tables_unite_and_refuse() -> None:
