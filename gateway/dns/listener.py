@@ -208,11 +208,13 @@ class Listener:
                 out = b""
                 good = [*takewhile(lambda query: len(query) >= message.HEADER, queries)]
                 for query in good:
-                    if (hit := self.resolver.hit(query, flow)) is not None:
+                    hit = self.resolver.hit(query, flow)
+                    if hit is not None:
                         out += len(hit).to_bytes(2, "big") + hit
-                        if len(out) >= TOGETHER:
-                            await _write(stream, out, writing)
-                            out = b""
+                    if len(out) >= TOGETHER or (out and hit is None and len(work) >= PIPELINED):
+                        await _write(stream, out, writing)  # nothing that is ready waits for a server
+                        out = b""
+                    if hit is not None:
                         continue
                     while len(work) >= PIPELINED:
                         await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)

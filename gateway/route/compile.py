@@ -64,8 +64,7 @@ Pair = tuple[Program, Program]
 class Inputs:
     """What the compiler needs besides rules. ``kinds``: outbound tag to what it comes to (groups already followed to
     their leaf); "direct" only for a direct outbound without dial options. ``inbound``: tag under which captured flows
-    enter. ``users``, ``groups``: name to number of those that this host
-    knows."""
+    enter. ``users``, ``groups``: name to number of those that this host knows."""
 
     kinds: Mapping[str, Kind]
     inbound: str = "gateway"

@@ -265,6 +265,26 @@ def test_tcp_in_pieces_in_a_row_and_half_closed():
     run([HOSTS], lambda ours: asyncio.to_thread(client, ours.port))
 
 
+def test_tcp_what_is_known_does_not_wait_for_a_server():
+    """Among more questions than one client may have at work, to a server that never answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+
+        def client(at):
+            with socket.create_connection(("127.0.0.1", at), 3) as sock:
+                for _ in range(2):  # the second time the cache has it
+                    sock.sendall(frame(1))
+                    exactly(sock, int.from_bytes(exactly(sock, 2), "big"))
+                asked = b"".join(frame(100 + n, f"n{n}.far.test") for n in range(40))
+                sock.sendall(frame(2) + asked)
+                assert exactly(sock, int.from_bytes(exactly(sock, 2), "big"))[:2] == b"\0\2"
+
+        servers = [HOSTS, {"type": "udp", "tag": "far", "server": "127.0.0.1", "server_port": port}]
+        run(servers, lambda ours: asyncio.to_thread(client, ours.port), rules=[{"domain": "a.test", "server": "hosts"}],
+            final="far")  # fmt: skip
+
+
 def test_rubbish_is_survived():
     def client(port):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
