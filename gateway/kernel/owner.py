@@ -196,17 +196,11 @@ def user_name(uid: int) -> str:
 
 
 @lru_cache(1024)
-def group_name(gid: int) -> str:
-    """Name of the group ``gid``, or "" where it has none."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return ""
-
-
 def group_names(gids: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of those that have one."""
-    return tuple(name for gid in gids if (name := group_name(gid)))
+    """All names of these groups, of which one may have several: a rule may ask for any, and the kernel goes by
+    number."""
+    known = grp.getgrall() if gids else []
+    return tuple(entry.gr_name for gid in gids for entry in known if entry.gr_gid == gid)
 
 
 def _process(path: str, uid: int, gids: tuple[int, ...], pid: int) -> Process:
