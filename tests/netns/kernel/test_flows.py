@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,9 +16,10 @@ from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
 from gateway.lab.topology import End, Host, Link, Route, Topology
 
+from .whole import Whole
+
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("flows")]
 
-ROOT = Path(__file__).resolve().parents[3]
 CLIENT, WAN, SERVER = "192.168.7.2", "203.0.113.1", "203.0.113.2"
 TOPOLOGY = Topology(
     "flows",
@@ -32,23 +30,22 @@ TOPOLOGY = Topology(
     ),
     (Link(End("client", "eth0"), End("gateway", "lan0")), Link(End("gateway", "wan0"), End("server", "eth0"))),
 )
-DIRECT, SNIFFED = 7001, 7002
+DIRECT, SNIFFED, BYPASSED = 7001, 7002, 7003
 RULES = [
     {"port": DIRECT, "outbound": "direct"},
     {"action": "sniff"},
     {"domain": "never.example", "action": "reject"},
     {"domain": "www.example", "outbound": "direct"},
+    {"port": BYPASSED, "action": "bypass"},
 ]
 HELLO = b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n"
 SIZE = 100_000
 
 
-class Way:
+class Way(Whole):
     def __init__(self, lab: Lab) -> None:
-        self.instance = f"lab-{lab.id}"
-        self.client, self.gateway, self.server = (lab.host(name) for name in ("client", "gateway", "server"))
-        path = lab.folder / "gateway.json"
-        path.write_text(json.dumps({
+        super().__init__(lab)
+        self.path.write_text(json.dumps({
             "outbounds": [{"type": "direct", "tag": "direct"}],
             "route": {"rules": RULES},
             "gateway": {
@@ -57,23 +54,15 @@ class Way:
                 "kernel": {"cgroup": str(self.gateway.group), "offload": "off"},
             },
         }))  # fmt: skip
-        command = [sys.executable, "-m", "gateway", "run", "-c", str(path), "--instance", self.instance]
-        self.process = self.gateway.popen(command, cwd=ROOT)
+        self.start()
         poll(self.ready, self.process.told(), 30)
 
     def ready(self) -> bool:
-        done = self.command("status", "--json")
-        return (
-            done.ok and done.json()["state"] == "running" and done.json()["steering"] and "default via" in self.routes()
-        )
+        told = self.status()
+        return told.get("state") == "running" and told["steering"] and "default via" in self.routes()
 
     def routes(self) -> str:
         return str(self.gateway.run(["ip", "-4", "route"]).out)
-
-    def command(self, *words: str) -> Any:
-        return self.gateway.run(
-            [sys.executable, "-m", "gateway", *words, "--instance", self.instance], cwd=ROOT, timeout=60
-        )  # fmt: skip
 
     def flows(self, *words: str) -> tuple[list[dict[str, Any]], str]:
         """What is listed, and what is said beside it."""
@@ -106,14 +95,6 @@ class Way:
             while left:
                 left -= len(near.recv(left))
             yield near
-
-    def close(self) -> None:
-        if self.process.running:
-            os.kill(self.process.pid, signal.SIGTERM)
-            self.process.wait(30)
-        done = self.command("down")
-        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
-        assert done.ok, done.err
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +130,15 @@ def test_both_planes(way: Way) -> None:
         lines = way.command("flows").out.splitlines()
         assert len([line for line in lines if SERVER in line or "www.example:7002" in line]) == 2
         assert max(map(len, lines)) <= 120
+
+
+def test_a_bypass_stays_in_the_kernel(way: Way) -> None:
+    """It says the same as the flow that is sniffed."""
+    with way.open(BYPASSED) as sock:
+        found, _ = way.flows("--filter", "{}:{}".format(*sock.getsockname()))
+        assert [(flow["plane"], flow["chain"]) for flow in found] == [("kernel", ["direct"])]
+    told = way.command("explain", SERVER, "--port", str(BYPASSED), "--source", CLIENT, "--json").json()
+    assert (told["where"], told["action"], told["rule"]) == ("kernel", "bypass", 4)
 
 
 def test_without_accounting(way: Way) -> None:

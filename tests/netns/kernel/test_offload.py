@@ -8,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,9 +27,10 @@ from gateway.lab.topology import End, Link, Route, Topology
 from gateway.lab.topology import Host as Plan
 from tests import peers
 
+from .whole import Whole
+
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("offload")]
 
-ROOT = Path(__file__).resolve().parents[3]
 WAN4, WAN6, SERVER4, SERVER6 = "203.0.113.1", "2001:db8:3::1", "203.0.113.2", "2001:db8:3::2"
 CLIENT4, CLIENT6 = "192.168.7.2", "2001:db8:1::2"
 SERVERS = {4: SERVER4, 6: SERVER6}
@@ -58,21 +57,18 @@ TOPOLOGY = Topology(
 )
 
 
-class Way:
+class Way(Whole):
     """The lab with a gateway in it."""
 
     def __init__(self, lab: Lab) -> None:
-        self.lab, self.instance = lab, f"lab-{lab.id}"
-        self.client, self.gateway, self.server = (lab.host(name) for name in ("client", "gateway", "server"))
-        self.path = lab.folder / "gateway.json"
+        super().__init__(lab)
         ethtool = str(peers.path("ethtool"))
         for host, names in ((self.client, ["eth0"]), (self.server, ["eth0"]), (self.gateway, ["lan0", "wan0"])):
             for name in names:
                 words = [ethtool, "-K", name, "tso", "off", "gso", "off", "gro", "off", "tx", "off", "rx", "off"]
                 host.run(words, check=True)
         self.configure()
-        command = [sys.executable, "-m", "gateway", "run", "-c", str(self.path), "--instance", self.instance]
-        self.process = self.gateway.popen(command, cwd=ROOT)
+        self.start()
         poll(lambda: self.offloaded() == ["lan0", "wan0"], self.process.told(), 30)
         poll(self.ready, "the interfaces do not get ready", 20)
 
@@ -93,16 +89,6 @@ class Way:
                 "kernel": {"cgroup": str(self.gateway.group), "offload": offload},
             },
         }))  # fmt: skip
-
-    def command(self, *words: str) -> Any:
-        return self.gateway.run(
-            [sys.executable, "-m", "gateway", *words, "--instance", self.instance], cwd=ROOT, timeout=60
-        )  # fmt: skip
-
-    def status(self) -> dict[str, Any]:
-        done = self.command("status", "--json")
-        found: dict[str, Any] = done.json() if done.ok else {}
-        return found
 
     def offloaded(self) -> list[str]:
         return sorted(self.status().get("offload", ()))
@@ -126,14 +112,6 @@ class Way:
     def forwarded(self) -> int:
         """Packets that went the long way, both families."""
         return self.gateway.call(_forwarded)
-
-    def close(self) -> None:
-        if self.process.running:
-            os.kill(self.process.pid, signal.SIGTERM)
-            self.process.wait(30)
-        done = self.command("down")
-        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
-        assert done.ok, done.err
 
 
 def _forwarded() -> int:
