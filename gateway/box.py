@@ -39,7 +39,8 @@ class Box:
         run.mkdir(parents=True, exist_ok=True)
         self.host = None if options is None else Host(options, run, state)
         leases = NoLeases() if self.host is None else self.host.uplinks
-        self.plane = Plane(config, leases, 0 if self.host is None else mark.OWN)
+        own = None if self.host is None else self.host.lans.daemon.leases
+        self.plane = Plane(config, leases, 0 if self.host is None else mark.OWN, own)
         self.kernel = None if self.host is None or options is None else Kernel(options, config, self.host, self.plane)
 
     async def start(self) -> None:
@@ -99,7 +100,13 @@ class Box:
         if self.kernel is None:
             return offline(self.config, request)
         kernel, engine, names = self.kernel, self.plane.router.engine, self.plane.resolver.learned
-        return predict(engine, kernel.compiled, request, names, kernel.tag, lans_of(self.config), kernel.steering)
+        if (name := str(request.get("hostname", "")).lower()) and not request.get("mac"):
+            macs = [mac for mac, known in self.plane.leases.hostnames().items() if known == name]
+            if not macs:
+                raise GatewayError(f'no lease has the name "{name}"')
+            request = {**request, "mac": macs[-1]}
+        return predict(engine, kernel.compiled, request, names, kernel.tag, lans_of(self.config), kernel.steering,
+                       self.plane.devices)  # fmt: skip
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
         """What ``gateway flows`` shows. Raises GatewayError."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from gateway import catalog
@@ -25,6 +26,7 @@ from gateway.core.errors import ConfigError
 from gateway.core.flow import Flow
 from gateway.dns.router import Router as DNSRouter
 from gateway.kernel.edge import Edge
+from gateway.kernel.neighbour import Neighbours
 from gateway.kernel.owner import SocketOwners
 from gateway.protocol.direct.options import OutboundOptions as DirectOptions
 from gateway.route.engine import Engine
@@ -32,6 +34,7 @@ from gateway.route.match import Sets
 from gateway.route.options import RouteConfig
 from gateway.route.router import Router
 from gateway.route.ruleset.load import load_all
+from gateway.uplink.leases import PLACES, LeaseFiles
 
 DIRECT = "direct"
 
@@ -111,15 +114,19 @@ class Parts:
 
 
 class Plane:
-    """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered. Build it in the running loop. Raises
-    ConfigError for a rule set that cannot be read and for an outbound that a rule names and nobody has."""
+    """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered. ``lease_file``: where our dnsmasq writes
+    the leases of the LANs. Build it in the running loop. Raises ConfigError for a rule set that cannot be read and for
+    an outbound that a rule names and nobody has."""
 
-    def __init__(self, config: Config, leases: Leases, mark: int = 0) -> None:
+    def __init__(self, config: Config, leases: Leases, mark: int = 0, lease_file: Path | None = None) -> None:
         self.edge = Edge(asyncio.get_running_loop())
         unset = cast(Any, None)
         self.wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark)
         self.owners: SocketOwners = SocketOwners()
         self.wiring.owners = cast(Owners, self.owners)
+        self._lease_file = lease_file
+        self.leases = LeaseFiles()
+        self.devices = self.wiring.devices = Neighbours(self.leases.hostnames)
         route: RouteConfig = config.route or RouteConfig()
         self.parts = self._build(config, route, load_all(route, config.directory))
         self.router = Router(self.parts.engine, self.wiring)
@@ -197,6 +204,8 @@ class Plane:
         self.parts = parts
         self.wiring.route, self.wiring.outbounds, self.wiring.resolver = parts.route, parts.outbounds, parts.resolver
         self.router.engine = parts.engine
+        self.router.find_neighbor = parts.route.find_neighbor
+        self.leases.use(*lease_files(parts, self._lease_file))
         for item in parts.config.inbounds:
             self.router.sessions.set_timeout(item.tag, item.options.udp_timeout)
 
@@ -225,11 +234,23 @@ class Plane:
         await self.resolver.close()
         await self.outbounds.close()
         self.owners.close()
+        self.devices.close()
         self.edge.close()
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
         return {"inbounds": [f"{item.type}/{item.tag}" for item in self.inbounds], "flows": len(self.router.flows())}
+
+
+def lease_files(parts: Parts, own: Path | None) -> tuple[list[Path], dict[str, str]]:
+    """Where leases stand, ``own`` (that of our dnsmasq) last, and the names that the configuration gives to hardware
+    addresses. Without ``dhcp_lease_files`` the files of other DHCP servers are looked for where they usually are."""
+    config = parts.config
+    named = [config.directory / name for name in parts.route.dhcp_lease_files]
+    files = [*(named or map(Path, PLACES)), *([own] if own is not None else [])]
+    lans = () if config.gateway is None else config.gateway.lans
+    hosts = [host for lan in lans if lan.dhcp_server is not None for host in lan.dhcp_server.hosts]
+    return files, {host.mac.lower(): host.name.lower() for host in hosts if host.name}
 
 
 async def start(inbounds: Sequence[Inbound]) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from gateway.config.root import Config
 from gateway.core.address import IP, Address
+from gateway.core.contracts import Devices
 from gateway.core.errors import GatewayError
-from gateway.core.flow import Process
+from gateway.core.flow import Device, Process
 from gateway.kernel.owner import group_names
 from gateway.kernel.plan import Steering
 from gateway.route.compile import Compiled, Inputs, compile_rules
@@ -23,15 +24,18 @@ from gateway.route.ruleset.load import load_all
 
 Prefix = IPv4Interface | IPv6Interface
 Names = Callable[[IP, IP], tuple[str, ...]]
+SOME_MAC = "00:00:5e:00:53:00"
+"""Of a device of which only the name is told (RFC 7042: for documentation)."""
 
 
 def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
-    lans: Sequence[Prefix] = (), steering: Steering | None = None,
+    lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Answer ``request``: destination, port, network, source, process, uid, user, gids, shown. What goes into one of
-    ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
-    the CO-RE programs are loaded. Raises GatewayError."""
+    """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
+    shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of ``lans`` is
+    never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where the CO-RE
+    programs are loaded. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -39,8 +43,12 @@ def predict(
         raise GatewayError(f"explain: {error}") from None
     if not 0 <= target.port < 65536 or (source is not None and source.ip is None):
         raise GatewayError("explain: a port is 0 to 65535, a source is an address")
-    process = None
-    if source is None:
+    process = device = None
+    if source is not None and source.ip is not None:
+        device = _device(request)
+        if not any(device) and devices is not None:
+            device = devices.find(source.ip)
+    else:
         path, uid, user = str(request.get("process", "")), int(request.get("uid", -1)), str(request.get("user", ""))
         gids = tuple(map(int, request.get("gids", ())))
         process = Process(path, uid, user, gids, groups=group_names(gids))
@@ -52,6 +60,7 @@ def predict(
         address=target.ip,
         source=source,
         process=process,
+        device=device,
         names=known,
         shown=str(request.get("shown", "")) or target.domain or "",
         inbound=inbound,
@@ -70,6 +79,11 @@ def predict(
     return found
 
 
+def _device(request: dict[str, Any]) -> Device:
+    mac, interface, hostname = (str(request.get(key, "")) for key in ("mac", "interface", "hostname"))
+    return Device(mac.lower(), interface, hostname.lower())
+
+
 def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     """From the file alone: no name is learned, a group stands for its default, the CO-RE programs are thought to be
     loaded. Raises ConfigError, GatewayError."""
@@ -78,8 +92,14 @@ def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     engine = Engine(route.rules, final, load_all(route, config.directory))
     users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
     groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
-    compiled = compile_rules(engine.rules, final, engine.sets, Inputs(kinds(config), "gateway", users, groups))
-    return predict(engine, compiled, request, lambda address, client: (), "gateway", lans_of(config))
+    device = _device(request)
+    if device.hostname and not device.mac:
+        device = device._replace(mac=SOME_MAC)
+    inputs = Inputs(kinds(config), "gateway", users, groups, {device.mac: device.hostname})
+    compiled = compile_rules(engine.rules, final, engine.sets, inputs)
+    return predict(
+        engine, compiled, {**request, "mac": device.mac}, lambda address, client: (), "gateway", lans_of(config)
+    )
 
 
 def lans_of(config: Config) -> list[Prefix]:

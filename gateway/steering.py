@@ -37,6 +37,7 @@ from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.learned import Learned
 from gateway.route.program import Kind
+from gateway.uplink.leases import PAUSE
 
 EXPIRY = 5.0
 """Seconds between looks for names that have expired; the kernel's own timeouts need no look."""
@@ -53,6 +54,8 @@ class State(NamedTuple):
     config: Config
     inbound: Any
     kinds: dict[str, Kind]
+    hostnames: dict[str, str]
+    """Hardware address to host name, of those names that the rules ask for."""
     compiled: Compiled
 
 
@@ -73,6 +76,7 @@ class Kernel:
         self.problems: dict[str, str] = {}
         self._learned = Learned(self.compiled)
         self._timer: asyncio.TimerHandle | None = None
+        self._leases_timer: asyncio.TimerHandle | None = None
 
     @property
     def tag(self) -> str:
@@ -101,9 +105,14 @@ class Kernel:
         kinds = kinds_of(config, parts.outbounds.now)
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
         groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
-        inputs = Inputs(kinds, inbound.tag, users, groups, options.kernel.mode)
+        hostnames = self._hostnames(parts)
+        inputs = Inputs(kinds, inbound.tag, users, groups, hostnames, options.kernel.mode)
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
-        return State(options, config, inbound, kinds, compiled)
+        return State(options, config, inbound, kinds, hostnames, compiled)
+
+    def _hostnames(self, parts: Parts) -> dict[str, str]:
+        asked = parts.engine.hostnames
+        return {mac: name for mac, name in self._plane.leases.hostnames().items() if name in asked} if asked else {}
 
     async def start(self) -> None:
         """After the plane has started. What the kernel refuses is told in ``problems``."""
@@ -117,6 +126,7 @@ class Kernel:
         self._plane.router.certain = self._certain
         self._watch(self._plane.parts, None)
         self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
+        self._look_at_leases()
 
     def _begin(self) -> None:
         """Raises KernelError, ValueError; nothing steers then."""
@@ -233,13 +243,15 @@ class Kernel:
                 outbound.watch(self._switched)
 
     def _switched(self) -> None:
+        """What the rules were compiled with may have changed: a group's choice, a device's name."""
         state, parts = self._state, self._plane.parts
-        if self._steerer is None or kinds_of(state.config, parts.outbounds.now) == state.kinds:
+        now = kinds_of(state.config, parts.outbounds.now), self._hostnames(parts)
+        if self._steerer is None or now == (state.kinds, state.hostnames):
             return
         try:
             self._swap(self._compile(state.options, state.config, state.inbound, parts))
         except KernelError as error:
-            # The kernel would go on by the old choice.
+            # The kernel would go on by what was.
             self._give_up("steering", error)
 
     def forget(self, ended: Sequence[Flow]) -> None:
@@ -257,6 +269,11 @@ class Kernel:
                     conntrack.delete_flow("udp", entry.source, entry.destination)
         except KernelError as error:
             log.warning("old flows keep their class: %s", error)
+
+    def _look_at_leases(self) -> None:
+        if self._state.hostnames or self._plane.parts.engine.hostnames:
+            self._switched()
+        self._leases_timer = self._plane.edge.loop.call_later(PAUSE, self._look_at_leases)
 
     # -- names
 
@@ -318,8 +335,9 @@ class Kernel:
 
     async def stop(self) -> None:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._leases_timer):
+            if timer is not None:
+                timer.cancel()
         self._plane.resolver.teach(None)
         self._plane.router.sessions.kernel = None
         if self._back is not None:

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=443, help="destination port (443)")
     parser.add_argument("--network", choices=["tcp", "udp"], default="tcp")
     parser.add_argument("--source", default="", metavar="ADDRESS", help="of a LAN host; without it a flow of this host")
+    parser.add_argument("--mac", default="", metavar="ADDRESS", help="hardware address of that host")
+    parser.add_argument("--interface", default="", metavar="NAME", help="through which it comes in")
+    parser.add_argument("--hostname", default="", metavar="NAME", help="name in its DHCP lease")
     parser.add_argument("--process", default="", metavar="PATH", help="executable of a flow of this host")
     parser.add_argument("--user", default="", help="its user, by name, with the groups of a login")
     parser.add_argument("--shown", default="", metavar="NAME", help="what the flow would say of itself (SNI, Host)")
@@ -31,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    request: dict[str, Any] = {
-        name: getattr(arguments, name) for name in ("destination", "port", "network", "source", "process", "shown")
-    }
+    asked = ("destination", "port", "network", "source", "mac", "interface", "hostname", "process", "shown")
+    request: dict[str, Any] = {name: getattr(arguments, name) for name in asked}
     request |= {"command": "explain", "uid": -1, "user": arguments.user}
     if arguments.user:
         try:

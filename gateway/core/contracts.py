@@ -7,12 +7,12 @@ these Protocol classes.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from gateway.core.address import IP, Address
-from gateway.core.flow import Flow, Network, Process
+from gateway.core.flow import Device, Flow, Network, Process
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
 
 if TYPE_CHECKING:
@@ -235,6 +235,20 @@ class Owners(Protocol):
         """The process behind a socket of this host, or None (a forwarded flow)."""
 
 
+class Devices(Protocol):
+    """Which device of a LAN a flow comes from."""
+
+    def find(self, source: IP) -> Device | None:
+        """What is known of the neighbour behind ``source``; None for an address of this host. Never raises."""
+
+
+class NoDevices:
+    """Where none is told from another."""
+
+    def find(self, source: IP) -> Device | None:
+        return None
+
+
 @dataclass(slots=True)
 class Wiring:
     """What a constructor of an inbound, outbound or DNS server gets besides its tag and options.
@@ -253,9 +267,10 @@ class Wiring:
     mark: int = 0
     route: Any = None
     """The RouteOptions of the configuration: default_mark, default_interface, default_domain_resolver."""
+    devices: Devices = field(default_factory=NoDevices)
 
 
 __all__ = [
-    "Begins", "Begun", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink", "Leases", "Outbound",
-    "Outbounds", "Owners", "Resolver", "Router", "Running", "Strategy", "Wiring", "begins",
+    "Begins", "Begun", "Devices", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink", "Leases",
+    "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running", "Strategy", "Wiring", "begins",
 ]  # fmt: skip

@@ -28,6 +28,17 @@ class Process(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
+class Device(NamedTuple):
+    """The neighbour on a link of ours that a flow comes from: its sender, or the router before it."""
+
+    mac: str = ""
+    """Hardware address, six pairs of lower-case digits with colons; empty on links that have none."""
+    interface: str = ""
+    """Where its packets come in."""
+    hostname: str = ""
+    """Of its DHCP lease, lower-case; empty without one."""
+
+
 class Flow(NamedTuple):
     """What is known when a flow enters: never changed afterwards."""
 
@@ -43,6 +54,8 @@ class Flow(NamedTuple):
     """Owner, for router-local flows only."""
     local: Address | None = None
     """The address of ours that its client sent to, where it named the destination in its own words."""
+    device: Device | None = None
+    """Looked up where a rule asks; None for router-local flows."""
 
 
 @dataclass(slots=True)

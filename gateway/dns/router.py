@@ -60,6 +60,7 @@ class Router:
         for rule in config.rules:
             check_tags(rule.match, sets or {}, rule.path)
         self._config = config
+        self._wiring = wiring
         self._servers = dict(servers)
         if not config.final:
             self._servers[""] = local.Server("", local.Options(), wiring)
@@ -200,6 +201,8 @@ class Router:
 
     def _plan(self, asked: Question, flow: Flow | None) -> tuple[Plan, object, Subject]:
         """What to try, and what questions must have in common beside themselves to share an answer."""
+        if self._rules.by_device and flow is not None and flow.device is None and flow.source.ip is not None:
+            flow = flow._replace(device=self._wiring.devices.find(flow.source.ip))
         subject = self._rules.subject(asked, flow)
         plan = self._rules.plan(subject)
         if not self._apart:
@@ -211,7 +214,7 @@ class Router:
         )  # fmt: skip
         if self._rules.by_client and any(isinstance(step, Step) and step.filter for step in plan):
             # The filter may ask about the client too.
-            share = (*share, flow and (flow.network, flow.inbound, flow.source, flow.user, flow.process))
+            share = (*share, flow and (flow.network, flow.inbound, flow.source, flow.user, flow.process, flow.device))
         return plan, share, subject
 
     async def _resolve(

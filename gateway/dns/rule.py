@@ -17,7 +17,7 @@ from gateway.core.address import IP
 from gateway.core.errors import ConfigError
 from gateway.core.flow import Flow
 from gateway.dns.message import AAAA, HTTPS, A, Question
-from gateway.route.item.table import ITEMS, OURS
+from gateway.route.item.table import DEVICE, ITEMS, OURS
 from gateway.route.match import Logical, Sets, Subject, items, matches, point, set_tags
 from gateway.route.match import Rule as Match
 from gateway.route.options import parse_match
@@ -119,6 +119,8 @@ class Rules:
         self._filters = tuple(_limits(rule.match, self.sets) for rule in self.rules)
         self.by_client = any(_asks_more(rule.match, self.sets) for rule in self.rules)
         """Whether who asks can change the answer; then an answer may not be shared between plans."""
+        self.by_device = any(_keys(rule.match, self.sets) & DEVICE for rule in self.rules)
+        """Whether a rule asks for the client's device."""
 
     def subject(self, question: Question, flow: Flow | None) -> Subject:
         """What rules ask about. The address a client asked at is no destination."""
@@ -129,7 +131,7 @@ class Rules:
         subject.ignore_addresses = True
         if flow is not None:
             subject.inbound, subject.network, subject.auth_user = flow.inbound, flow.network, flow.user
-            subject.protocol, subject.process = "dns", flow.process
+            subject.protocol, subject.process, subject.device = "dns", flow.process, flow.device
             subject.source_port = flow.source.port
             if flow.source.ip is not None:
                 subject.source = point(flow.source.ip)

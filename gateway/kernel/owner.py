@@ -6,13 +6,12 @@
     owners map of process.bpf.c     cookie -> path, uid, gid, pid
     else /proc/PID/fd               inode -> pid -> /proc/PID/exe
 
-Not a scan of /proc/net. Wire formats: linux/inet_diag.h, linux/sock_diag.h, linux/rtnetlink.h. Calls do not block but
+Not a scan of /proc/net. Wire formats: linux/inet_diag.h, linux/sock_diag.h. Calls do not block but
 for the /proc scan, which is the fallback.
 """
 
 from __future__ import annotations
 
-import errno
 import grp
 import os
 import pwd
@@ -28,25 +27,17 @@ from gateway.core.address import IP, Address
 from gateway.core.errors import KernelError
 from gateway.core.flow import Network, Process
 from gateway.kernel.bpf.record import Owner
+from gateway.kernel.netlink.lookup import NETLINK_ROUTE, Lookup, route_to
 
-NETLINK_ROUTE = 0
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-RTM_NEWROUTE = 24
-RTM_GETROUTE = 26
-RTA_DST = 1
-RTN_LOCAL = 2
-NLM_F_REQUEST = 1
-NLMSG_ERROR = 2
 TCP_LISTEN = 10
 NOCOOKIE = b"\xff" * 8
-HEADER = struct.Struct("=IHHII")
 REQUEST = struct.Struct("=BBBBI")
 """struct inet_diag_req_v2 up to its socket id: family, protocol, extensions, pad, states."""
 PORTS = struct.Struct("!HH")
 MESSAGE = 72
 """Size of struct inet_diag_msg."""
-RECEIVE = 8192
 KNOWN = 1.0
 """Seconds that an address counts as another host's once it was found to be: what it begins is only passing through. An
 address that becomes ours meanwhile has no owner for so long."""
@@ -80,13 +71,12 @@ class SocketOwners:
 
     def __init__(self, marks: Cookies | None = None) -> None:
         self.marks = marks
-        self._diag = _netlink(NETLINK_SOCK_DIAG)
+        self._diag = Lookup(NETLINK_SOCK_DIAG)
         try:
-            self._route = _netlink(NETLINK_ROUTE)
+            self._route = Lookup(NETLINK_ROUTE)
         except KernelError:
             self._diag.close()
             raise
-        self._sequence = 0
         self._foreign: dict[IP, float] = {}
 
     def close(self) -> None:
@@ -134,7 +124,7 @@ class SocketOwners:
         (first, first_port), (second, second_port) = ends
         body = REQUEST.pack(family, protocol, 0, 0, 0xFFFFFFFF) + PORTS.pack(first_port, second_port)
         body += first.packed.ljust(16, b"\0") + second.packed.ljust(16, b"\0") + bytes(4) + NOCOOKIE
-        answer = self._ask(self._diag, SOCK_DIAG_BY_FAMILY, body)
+        answer = self._diag.ask(SOCK_DIAG_BY_FAMILY, body)
         found = parse_message(answer) if answer is not None else None
         if found is None or found.port != source.port:
             return None
@@ -144,34 +134,8 @@ class SocketOwners:
 
     def _is_local(self, ip: IP) -> bool:
         """Whether ``ip`` is an address of this host. Raises OSError."""
-        family = socket.AF_INET if isinstance(ip, IPv4Address) else socket.AF_INET6
-        body = struct.pack("=BBBBBBBBI", family, len(ip.packed) * 8, 0, 0, 0, 0, 0, 0, 0)
-        body += struct.pack("=HH", 4 + len(ip.packed), RTA_DST) + ip.packed
-        answer = self._ask(self._route, RTM_GETROUTE, body)
-        return answer is not None and len(answer) >= 8 and answer[7] == RTN_LOCAL
-
-    def _ask(self, sock: socket.socket, kind: int, body: bytes) -> bytes | None:
-        """The one answer to one request, without its header; None for an error (no such socket). Raises OSError."""
-        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-        sock.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, self._sequence, 0) + body)
-        for _ in range(8):
-            # The kernel answers inside send(2); what is older than the question is skipped.
-            data = sock.recv(RECEIVE, socket.MSG_DONTWAIT)
-            if len(data) < HEADER.size:
-                continue
-            length, got, _flags, sequence, _pid = HEADER.unpack_from(data)
-            if sequence == self._sequence:
-                return None if got == NLMSG_ERROR else data[HEADER.size : length]
-        return None
-
-
-def _netlink(protocol: int) -> socket.socket:
-    try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        sock.bind((0, 0))
-    except OSError as error:
-        raise KernelError(f"open netlink {protocol}", error.errno or errno.EIO) from error
-    return sock
+        found = route_to(self._route, ip)
+        return found is not None and found.local
 
 
 def parse_message(data: bytes) -> Found | None:

@@ -6,7 +6,8 @@ ends, disjoint and sorted.
 
 A packet is classified in four steps, the same for both families::
 
-    where from    forwarded: source address -> source class        local: socket class (mark bits 27-31) -> source class
+    where from    forwarded: interface, hardware address, source address -> source class
+                  local: socket class (mark bits 27-31) -> source class
     which port    (tcp|udp, destination port) -> profile           rows of the source class, covering 0..65535
     learned       destination in the profile's learned map         -> verdict
     address       destination in the profile's interval map        -> verdict, else the profile's default
@@ -77,23 +78,47 @@ class SourceClass:
     rows: tuple[PortRow, ...]
 
 
+class Origin(NamedTuple):
+    """Source classes of forwarded flows by source address, else ``otherwise``."""
+
+    spans4: tuple[SourceSpan, ...]
+    spans6: tuple[SourceSpan, ...]
+    otherwise: int
+
+
+class DeviceRow(NamedTuple):
+    """Flows that come in through ``interface`` from hardware address ``mac`` have ``origin``, a number in
+    ``Steering.origins``. "" is any other interface, any other address (also none, as on links that are not Ethernet).
+    An interface that has rows has one with ``mac`` ""."""
+
+    interface: str
+    mac: str
+    origin: int
+
+
 @dataclass(frozen=True, slots=True)
 class Steering:
     """Everything the owned table needs to know of the rules.
 
-    ``forwarded4`` / ``forwarded6``: source classes by source address, else ``forwarded``. ``local``: source class by
-    socket class 0..30 (31, our own sockets, never arrives here), else ``unknown``. ``users`` comes before ``local`` and
-    in its place where it is not empty: source class by the uid of a local socket, for hosts without the CO-RE programs.
+    ``origins``: of forwarded flows, number 0 where no row of ``devices`` fits. ``local``: source class by socket class
+    0..30 (31, our own sockets, never arrives here), else ``unknown``. ``users`` comes before ``local`` and in its place
+    where it is not empty: source class by the uid of a local socket, for hosts without the CO-RE programs.
     """
 
     profiles: tuple[Profile, ...]
     classes: tuple[SourceClass, ...]
-    forwarded4: tuple[SourceSpan, ...]
-    forwarded6: tuple[SourceSpan, ...]
-    forwarded: int
+    origins: tuple[Origin, ...]
     local: tuple[tuple[int, int], ...]
     unknown: int
     users: tuple[SourceSpan, ...] = ()
+    devices: tuple[DeviceRow, ...] = ()
+
+    def origin(self, interface: str, mac: str) -> Origin:
+        """Of a forwarded flow."""
+        if not any(row.interface == interface for row in self.devices):
+            interface = ""
+        rows = {row.mac: row.origin for row in self.devices if row.interface == interface}
+        return self.origins[rows.get(mac, rows.get("", 0))]
 
 
 class LearnedChange(NamedTuple):

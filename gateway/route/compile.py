@@ -1,6 +1,7 @@
 """Rules to kernel verdicts: direct or reject exactly where every completion of what a packet hides agrees. Pure.
 
-What a packet shows: network, destination address and port, source address (forwarded) or socket class (local). What it
+What a packet shows: network, destination address and port, interface, hardware and IP address of its source (forwarded)
+or socket class (local). What it
 hides: the name (unless learned), the protocol, the source port, and the process where BPF does not tell. Destination
 and source addresses are cut into segments on which all address items answer alike, ports likewise; each combination
 narrows the program of the rules (``program``), equal programs are one profile, and each distinct answer of the address
@@ -23,7 +24,9 @@ from gateway.core.flow import Findings, Flow
 from gateway.kernel import mark
 from gateway.kernel.plan import (
     LAST_UID,
+    DeviceRow,
     Family,
+    Origin,
     PortRow,
     ProcessPlan,
     Profile,
@@ -34,6 +37,7 @@ from gateway.kernel.plan import (
     Verdict,
 )
 from gateway.route.action import BUILT_SNIFFERS, SERVER_FIRST, has_options
+from gateway.route.device import DeviceAtoms
 from gateway.route.feasible import Names, Vectors
 from gateway.route.item.names import NameItem
 from gateway.route.logic import atoms as atoms_of
@@ -64,12 +68,14 @@ Pair = tuple[Program, Program]
 class Inputs:
     """What the compiler needs besides rules. ``kinds``: outbound tag to what it comes to (groups already followed to
     their leaf); "direct" only for a direct outbound without dial options. ``inbound``: tag under which captured flows
-    enter. ``users``, ``groups``: name to number of those that this host knows."""
+    enter. ``users``, ``groups``: name to number of those that this host knows. ``hostnames``: hardware address to the
+    name in its lease."""
 
     kinds: Mapping[str, Kind]
     inbound: str = "gateway"
     users: Mapping[str, int] | None = None
     groups: Mapping[str, int] | None = None
+    hostnames: Mapping[str, str] | None = None
     mode: Mode = "strict"
 
 
@@ -93,14 +99,17 @@ class Compiled:
 
     def lookup(
         self, network: str, port: int, family: Family, address: int, *, source: int | None = None,
-        socket: int | None = None, user: int = LAST_UID, names: tuple[str, ...] = (), steering: Steering | None = None,
+        device: tuple[str, str] = ("", ""), socket: int | None = None, user: int = LAST_UID,
+        names: tuple[str, ...] = (), steering: Steering | None = None,
     ) -> tuple[int, Verdict]:  # fmt: skip
-        """(profile, verdict) as the kernel finds them: ``source`` of a forwarded flow, else the ``socket`` class, or
-        the ``user`` where ``steering`` goes by users. ``steering``: what is in force, if not this object's."""
+        """(profile, verdict) as the kernel finds them: ``source`` of a forwarded flow and ``device``, its interface and
+        hardware address, else the ``socket`` class, or the ``user`` where ``steering`` goes by users. ``steering``:
+        what is in force, if not this object's."""
         steering = steering or self.steering
         if source is not None:
-            spans = steering.forwarded4 if family == 4 else steering.forwarded6
-            number = next((span.number for span in spans if span.first <= source <= span.last), steering.forwarded)
+            origin = steering.origin(*device)
+            spans = origin.spans4 if family == 4 else origin.spans6
+            number = next((span.number for span in spans if span.first <= source <= span.last), origin.otherwise)
         elif steering.users:
             number = next(span.number for span in steering.users if span.first <= user <= span.last)
         else:
@@ -133,6 +142,9 @@ class _Compiler:
             inputs.users or {},
             inputs.groups or {},
         )
+        self.devices = DeviceAtoms(
+            {atom: entry.item for atom, entry in self.table.items() if entry.kind == "device"}, inputs.hostnames or {}
+        )
         self.dst = {family: self._segments("dst", family) for family in FAMILIES}
         self.dst_first = {family: [segment.first for segment in self.dst[family]] for family in FAMILIES}
         self.masks = {family: sorted({s.mask for s in self.dst[family]} | {0}) for family in FAMILIES}
@@ -142,6 +154,7 @@ class _Compiler:
         shared = {
             "source_port": Vectors([(segment.mask, 0) for segment in self._port_segments("source_port")]),
             "process": Vectors(self.processes.vectors()),
+            "device": Vectors(self.devices.vectors()),
         }
         self.search: dict[int, Search] = {}
         for family in FAMILIES:
@@ -206,42 +219,70 @@ class _Compiler:
         if self.inputs.mode == "off":
             self.pairs = [None]
             rows = (PortRow("tcp", 0, 65535, 0), PortRow("udp", 0, 65535, 0))
-            everything = Steering((SNIFF_ALL,), (SourceClass(rows),), (), (), 0, ((0, 0),), 0)
+            everything = Steering((SNIFF_ALL,), (SourceClass(rows),), (Origin((), (), 0),), ((0, 0),), 0)
             return Compiled(self, everything, ProcessPlan())
+        self.here = dict.fromkeys(self.devices.items, False)  # a flow of this host comes from no device
         self.base = {
             (n, f): specialise(self.space, self.program, self._static(n, f)) for n in ("tcp", "udp") for f in FAMILIES
         }
+        origins, devices = self._forwarded()
+        local, plan = self._local()
+        unknown = self._class(self.here)
+        profiles = tuple(self._profile(number) for number in range(len(self.pairs)))
+        classes = tuple(SourceClass(rows) for rows in self.classes)
+        return Compiled(self, Steering(profiles, classes, origins, local, unknown, devices=devices), plan)
+
+    def _forwarded(self) -> tuple[tuple[Origin, ...], tuple[DeviceRow, ...]]:
+        """Devices that the rules treat alike have one origin."""
         nobody = dict.fromkeys(self.processes.atoms, False)
-        forwarded = self._class({**nobody, **self._answers("src", 0)})
+        if not self.devices.countable:
+            return (self._origin(nobody),), ()
+        numbers: dict[Origin, int] = {}
+        seen: dict[frozenset[int], int] = {}
+
+        def number(interface: str, mac: str) -> int:
+            known = self.devices.known(interface, mac)
+            held = frozenset(atom for atom, value in known.items() if value)
+            if held not in seen:
+                seen[held] = numbers.setdefault(self._origin({**nobody, **known}), len(numbers))
+            return seen[held]
+
+        rows: list[DeviceRow] = []
+        anywhere = {mac: number("", mac) for mac in ("", *self.devices.macs)}
+        for interface in self.devices.interfaces:
+            here = {mac: number(interface, mac) for mac in anywhere}
+            if here != anywhere:
+                rows += [DeviceRow(interface, mac, one) for mac, one in here.items() if not mac or one != here[""]]
+        rows += [DeviceRow("", mac, one) for mac, one in anywhere.items() if one]
+        return tuple(numbers), tuple(rows)
+
+    def _origin(self, known: Mapping[int, bool]) -> Origin:
+        otherwise = self._class({**known, **self._answers("src", 0)})
         spans: dict[int, tuple[SourceSpan, ...]] = {}
-        numbers = {0: forwarded}
+        numbers = {0: otherwise}
         for family in FAMILIES:
             found: list[SourceSpan] = []
             for first, last, mask in self.src[family]:
                 if mask not in numbers:
-                    numbers[mask] = self._class({**nobody, **self._answers("src", mask)})
+                    numbers[mask] = self._class({**known, **self._answers("src", mask)})
                 number = numbers[mask]
-                if number == forwarded:
+                if number == otherwise:
                     continue
                 if found and found[-1].last + 1 == first and found[-1].number == number:
                     found[-1] = SourceSpan(found[-1].first, last, number)
                 else:
                     found.append(SourceSpan(first, last, number))
             spans[family] = tuple(found)
-        local, plan = self._local()
-        unknown = self._class({})
-        profiles = tuple(self._profile(number) for number in range(len(self.pairs)))
-        classes = tuple(SourceClass(rows) for rows in self.classes)
-        return Compiled(self, Steering(profiles, classes, spans[4], spans[6], forwarded, local, unknown), plan)
+        return Origin(spans[4], spans[6], otherwise)
 
     def _local(self) -> tuple[tuple[tuple[int, int], ...], ProcessPlan]:
         """Socket classes: combinations of process atoms that the rules treat alike."""
-        sockets: dict[int, int] = {self._class(self.processes.known(0)): 0}
+        sockets: dict[int, int] = {self._class({**self.here, **self.processes.known(0)}): 0}
         rows = [(0, 0)]
         for bits in self.processes.masks():
             if not bits or len(rows) == MOST_MASKS:
                 continue
-            number = self._class(self.processes.known(bits))
+            number = self._class({**self.here, **self.processes.known(bits)})
             if number not in sockets:
                 if len(sockets) == MOST_CLASSES:
                     continue  # not listed: an UNKNOWN socket, which goes to userspace

@@ -25,7 +25,9 @@ from gateway.route.action import (
     RouteOptions,
     Sniff,
 )
-from gateway.route.match import Rule, Sets, Subject, matches, point
+from gateway.route.item.source_hostname import SourceHostname
+from gateway.route.item.table import DEVICE
+from gateway.route.match import Rule, Sets, Subject, items, matches, point
 from gateway.route.options import RouteRule
 
 
@@ -177,7 +179,7 @@ class Engine:
     """The ordered rules of one configuration. ``final`` is an outbound's tag (the caller resolved the default);
     ``sets`` maps the tags of rule sets to their rules."""
 
-    __slots__ = ("final", "nameless", "rules", "sets")
+    __slots__ = ("by_device", "final", "hostnames", "nameless", "rules", "sets")
 
     def __init__(
         self, rules: Sequence[RouteRule], final: str, sets: Mapping[str, Sequence[Rule]] | None = None
@@ -190,6 +192,11 @@ class Engine:
         self.nameless = tuple(reversed(nameless))
         self.final = final
         self.sets: Sets = sets or {}
+        asked = [item for rule in self.rules for item in items(rule.match)]
+        self.by_device = any(item.key in DEVICE for item in asked)
+        """Whether a rule asks for the flow's device (those of rule sets cannot)."""
+        self.hostnames = frozenset().union(*(item.set for item in asked if isinstance(item, SourceHostname)))
+        """Names of devices that rules ask for."""
 
     def start(self, flow: Flow, findings: Findings, trace: Trace | None = None) -> Walk:
         return Walk(self, flow, findings, trace)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.core.address import IP, Address
-from gateway.core.flow import Findings, Flow, Network, Process
+from gateway.core.flow import Device, Findings, Flow, Network, Process
 from gateway.kernel.plan import LAST_UID, Steering, Verdict
 from gateway.route.action import Bypass, HijackDNS, Reject, Route
 from gateway.route.compile import Compiled
@@ -31,6 +31,8 @@ class Query:
     address: IP | None = None
     source: Address | None = None
     process: Process | None = None
+    device: Device | None = None
+    """That ``source`` is."""
     names: tuple[str, ...] = ()
     shown: str = ""
     protocol: str = ""
@@ -82,7 +84,8 @@ def _kernel(compiled: Compiled, query: Query, steering: Steering | None = None) 
     family: Any = query.address.version
     where = (query.network, query.port, family, int(query.address))
     if query.source is not None and query.source.ip is not None and query.process is None:
-        return compiled.lookup(*where, source=int(query.source.ip), names=query.names)
+        device = ("", "") if query.device is None else (query.device.interface, query.device.mac)
+        return compiled.lookup(*where, source=int(query.source.ip), device=device, names=query.names)
     socket = socket_class(compiled, query.process)
     # A process of no known user is none that a rule names.
     user = query.process.uid & LAST_UID if query.process is not None else LAST_UID
@@ -106,7 +109,7 @@ def _flow(query: Query) -> Flow:
         "127.0.0.1" if query.address is None or query.address.version == 4 else "::1", 0
     )
     destination = Address(query.address if query.address is not None else query.shown, query.port)
-    return Flow(query.network, query.inbound, "tproxy", source, destination, "", query.process)
+    return Flow(query.network, query.inbound, "tproxy", source, destination, "", query.process, device=query.device)
 
 
 def _walk(engine: Engine, query: Query, trace: Trace) -> tuple[Decision, bool]:

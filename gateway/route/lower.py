@@ -15,7 +15,7 @@ from gateway.route.match import Default, Logical, Rule, Sets
 
 Kind = Literal[
     "inbound", "network", "auth_user", "ip_version", "protocol", "client", "name", "dst", "src", "port",
-    "source_port", "process", "never",
+    "source_port", "process", "device", "never",
 ]  # fmt: skip
 KINDS: dict[str, Kind] = {
     "inbound": "inbound", "network": "network", "auth_user": "auth_user", "ip_version": "ip_version",
@@ -24,7 +24,8 @@ KINDS: dict[str, Kind] = {
     "source_ip_cidr": "src", "source_ip_is_private": "src", "port": "port", "port_range": "port",
     "source_port": "source_port", "source_port_range": "source_port", "process_name": "process",
     "process_path": "process", "process_path_regex": "process", "user": "process", "user_id": "process",
-    "group": "process", "group_id": "process", "query_type": "never",
+    "group": "process", "group_id": "process", "source_mac_address": "device", "source_hostname": "device",
+    "source_interface": "device", "query_type": "never",
 }  # fmt: skip
 
 

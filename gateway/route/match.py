@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 from gateway.core.address import IP
-from gateway.core.flow import Findings, Flow, Process
+from gateway.core.flow import Device, Findings, Flow, Process
 from gateway.route.item.base import Group, Item
 from gateway.route.item.ipset import Point
 from gateway.route.item.names import NameItem
@@ -45,6 +45,7 @@ class Subject:
     addresses: tuple[Point, ...] = ()
     source_port = port = ip_version = 0
     process: Process | None = None
+    device: Device | None = None
     query_type = -1
     ignore_addresses = False
     """DNS: the answer is not known yet, so address items count as matched."""
@@ -64,7 +65,7 @@ class Subject:
     def of(cls, flow: Flow, findings: Findings, sets: Sets) -> Subject:
         self = cls(sets)
         self.inbound, self.network, self.auth_user = flow.inbound, flow.network, flow.user
-        self.process = flow.process
+        self.process, self.device = flow.process, flow.device
         origin, self.source_port = flow.source
         host, self.port = flow.destination
         if not isinstance(origin, str):

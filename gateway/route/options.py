@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.config import anchor
 from gateway.config.decode import decode
-from gateway.config.fields import FwMark
+from gateway.config.fields import FwMark, as_list
 from gateway.config.shared import DomainResolver, Options
 from gateway.core.errors import ConfigError
 from gateway.route import action as actions
@@ -62,6 +62,8 @@ class RouteFields(Options):
     rule_set: list[dict[str, Any]] = msgspec.field(default_factory=list)
     final: str = ""
     find_process: bool = False
+    find_neighbor: bool = False
+    dhcp_lease_files: str | list[str] = msgspec.field(default_factory=list)
     auto_detect_interface: bool = False
     default_interface: str = ""
     default_mark: FwMark = FwMark(0)
@@ -76,6 +78,8 @@ class RouteConfig:
     rule_set: tuple[RuleSetOptions, ...] = ()
     final: str = ""
     find_process: bool = False
+    find_neighbor: bool = False
+    dhcp_lease_files: tuple[str, ...] = ()
     auto_detect_interface: bool = False
     default_interface: str = ""
     default_mark: int = 0
@@ -97,7 +101,8 @@ def parse_route(raw: Any, path: str = "route") -> RouteConfig:
     for rule in rules:
         check_tags(rule.match, tags, rule.path)
     return RouteConfig(
-        rules, tuple(sets), fields.final, fields.find_process, fields.auto_detect_interface, fields.default_interface,
+        rules, tuple(sets), fields.final, fields.find_process, fields.find_neighbor,
+        tuple(as_list(fields.dhcp_lease_files)), fields.auto_detect_interface, fields.default_interface,
         fields.default_mark, fields.default_domain_resolver, raw,
     )  # fmt: skip
 

@@ -52,6 +52,8 @@ class Router:
         self.limit = limit or Limit(self._clock)
         self.certain: Callable[[Flow, Findings], bool] = lambda flow, findings: False
         """Whether no sniff can change where a flow goes; replaced by who has compiled the rules."""
+        self.find_neighbor = False
+        """Look every flow's device up, for those who list them."""
         self.edge = wiring.edge
         self.pipes = Pipes()
         self.patience = Patience(wiring.edge.loop)
@@ -71,11 +73,16 @@ class Router:
         return Findings(learned=self._wiring.resolver.learned(ip, client))
 
     def owned(self, flow: Flow) -> Flow:
-        """With its process, where a socket of this host began it."""
+        """With its process, where a socket of this host began it; else with its device, where that is asked for."""
         if flow.process is not None:
             return flow
         process = self._wiring.owners.find(flow.network, flow.source, flow.local or flow.destination)
-        return flow if process is None else flow._replace(process=process)
+        if process is not None:
+            return flow._replace(process=process)
+        source = flow.source.ip
+        if not (self.engine.by_device or self.find_neighbor) or source is None:
+            return flow
+        return flow._replace(device=self._wiring.devices.find(source))
 
     async def resolve(self, request: ResolveRequest, findings: Findings) -> None:
         """Raises DialError."""

@@ -25,6 +25,7 @@ from gateway.kernel.plan import (
     Capture,
     Family,
     LearnedChange,
+    Origin,
     PortRow,
     Profile,
     SourceClass,
@@ -69,6 +70,10 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         chains[f"g{generation}_profile_{number}"] = tuple(_profile(number, profile, intervals, learned))
     for number, item in enumerate(steering.classes):
         chains[f"g{generation}_class_{number}"] = tuple(_class(item, generation, len(steering.profiles)))
+    for number, origin in enumerate(steering.origins if steering.devices else ()):
+        chains[f"g{generation}_origin_{number}"] = tuple(_origin(steering, origin, generation))
+    for number, name in enumerate(_interfaces(steering)):
+        chains[f"g{generation}_interface_{number}"] = tuple(_interface(steering, name, generation))
     fixed = {
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port)),
         "between": tuple(_between(capture.lans)),
@@ -171,7 +176,44 @@ def _range(first: int | str, last: int | str) -> str:
 
 
 def _forwarded(steering: Steering, generation: int) -> Iterator[str]:
-    families: tuple[tuple[Family, tuple[SourceSpan, ...]], ...] = ((4, steering.forwarded4), (6, steering.forwarded6))
+    rows = [
+        f"{quote(name)} : goto g{generation}_interface_{number}" for number, name in enumerate(_interfaces(steering))
+    ]
+    if rows:
+        yield f"iifname vmap {{ {', '.join(rows)} }}"
+    yield from _devices(steering, "", generation)
+    yield from _origin(steering, steering.origins[0], generation)
+
+
+def _interfaces(steering: Steering) -> list[str]:
+    return list(dict.fromkeys(row.interface for row in steering.devices if row.interface))
+
+
+def _interface(steering: Steering, name: str, generation: int) -> Iterator[str]:
+    yield from _devices(steering, name, generation)
+    other = next(row.origin for row in steering.devices if row.interface == name and not row.mac)
+    yield f"goto {_origin_name(steering, other, generation)}"
+
+
+def _devices(steering: Steering, interface: str, generation: int) -> Iterator[str]:
+    """A packet without a hardware address, as from a link that is not Ethernet, goes on to the next line."""
+    rows = [
+        f"{row.mac} : goto {_origin_name(steering, row.origin, generation)}"
+        for row in steering.devices
+        if row.mac and row.interface == interface
+    ]
+    if rows:
+        yield f"ether saddr vmap {{ {', '.join(rows)} }}"
+
+
+def _origin_name(steering: Steering, number: int, generation: int) -> str:
+    if not 0 <= number < len(steering.origins):
+        raise ValueError(f"no origin {number}: there are {len(steering.origins)}")
+    return f"g{generation}_origin_{number}"
+
+
+def _origin(steering: Steering, origin: Origin, generation: int) -> Iterator[str]:
+    families: tuple[tuple[Family, tuple[SourceSpan, ...]], ...] = ((4, origin.spans4), (6, origin.spans6))
     for family, spans in families:
         rows = [
             f"{_range(text(family, first), text(family, last))} : goto {_class_name(steering, generation, number)}"
@@ -179,7 +221,7 @@ def _forwarded(steering: Steering, generation: int) -> Iterator[str]:
         ]
         if rows:
             yield f"{'ip' if family == 4 else 'ip6'} saddr vmap {{ {', '.join(rows)} }}"
-    yield f"goto {_class_name(steering, generation, steering.forwarded)}"
+    yield f"goto {_class_name(steering, generation, origin.otherwise)}"
 
 
 def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[str]:

@@ -23,8 +23,11 @@ from gateway.route.item.process_path import ProcessPath
 from gateway.route.item.process_path_regex import ProcessPathRegex
 from gateway.route.item.protocol import Protocol
 from gateway.route.item.query_type import QueryType
+from gateway.route.item.source_hostname import SourceHostname
+from gateway.route.item.source_interface import SourceInterface
 from gateway.route.item.source_ip_cidr import SourceIPCIDR
 from gateway.route.item.source_ip_is_private import SourceIPIsPrivate
+from gateway.route.item.source_mac_address import SourceMACAddress
 from gateway.route.item.source_port import SourcePort
 from gateway.route.item.source_port_range import SourcePortRange
 from gateway.route.item.user import User
@@ -34,12 +37,16 @@ _ORDER: tuple[type[Item], ...] = (
     Inbound, IPVersion, QueryType, Network, AuthUser, Protocol, Client, Domain, DomainSuffix, DomainKeyword,
     DomainRegex, SourceIPCIDR, SourceIPIsPrivate, IPCIDR, IPIsPrivate, SourcePort, SourcePortRange, Port, PortRange,
     ProcessName, ProcessPath, ProcessPathRegex, User, UserID, Group, GroupID,
+    SourceMACAddress, SourceHostname, SourceInterface,
 )  # fmt: skip
 
 ITEMS: dict[str, type[Item]] = {kind.key: kind for kind in _ORDER}
 
-OURS = frozenset({"group", "group_id"})
-"""Keys that sing-box does not have, for route rules and DNS rules: binary rule sets have no code for them."""
+DEVICE = frozenset({"source_mac_address", "source_hostname", "source_interface"})
+"""Keys that ask for the flow's device."""
+
+OURS = frozenset({"group", "group_id"}) | DEVICE
+"""Keys that sing-box 1.12 does not have, for route rules and DNS rules: binary rule sets have no code for them."""
 
 HEADLESS: frozenset[str] = frozenset({
     "query_type", "network", "domain", "domain_suffix", "domain_keyword", "domain_regex", "source_ip_cidr", "ip_cidr",

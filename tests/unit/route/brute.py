@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from gateway.core.address import Address
-from gateway.core.flow import Findings, Flow, Process
+from gateway.core.flow import Device, Findings, Flow, Process
 from gateway.kernel.plan import Verdict
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Decision, Engine, SniffRequest
@@ -46,6 +46,11 @@ PROCESSES = (
     Process("/usr/bin/ssh", 1001, "bob", (100, 38, 0), groups=("users", "root")),
     Process("/usr/sbin/ntpd", 38, "", (38,)), Process("/opt/game", 1001, "bob", (200,), groups=("vpn",)),
 )  # fmt: skip
+MACS = ("00:53:00:00:00:01", "00:53:00:00:00:02", "00:53:00:00:00:03", "00:53:00:00:00:04")
+HOSTNAMES = {MACS[1]: "phone", MACS[2]: "tv", MACS[3]: "printer"}
+DEVICES = tuple(
+    Device(mac, interface, HOSTNAMES.get(mac, "")) for mac in ("", *MACS) for interface in ("lan", "guest", "office")
+)
 PATHS = (
     "/usr/bin/curl", "/opt/curl", "/usr/bin/ssh", "/opt/ssh", "/opt/game", "/usr/bin/game", "/bin/xcurl", "/opt/xcurl",
     "/bin/other", "/opt/other",
@@ -82,6 +87,9 @@ def pools(rng: random.Random) -> dict[str, Any]:
         "group": lambda: some(rng, ("root", "users", "vpn", "nobody-has-it")),
         "group_id": lambda: some(rng, (0, 38, 200)),
         "inbound": lambda: some(rng, ("gateway", "socks-in")),
+        "source_mac_address": lambda: some(rng, MACS[1:]),
+        "source_hostname": lambda: some(rng, ("phone", "tv", "nobody")),
+        "source_interface": lambda: some(rng, ("lan", "guest")),
     }
 
 
@@ -148,7 +156,9 @@ def build(raw: dict[str, Any], final: str, mode: Any = "strict") -> Case:
     route = parse_route(raw)
     sets = {entry.tag: tuple(parse_headless(rule, "") for rule in entry.rules) for entry in route.rule_set}
     engine = Engine(route.rules, final, sets)
-    compiled = compile_rules(route.rules, final, sets, Inputs(KINDS, users=USERS, groups=GROUPS, mode=mode))
+    compiled = compile_rules(
+        route.rules, final, sets, Inputs(KINDS, users=USERS, groups=GROUPS, hostnames=HOSTNAMES, mode=mode)
+    )
     return Case({**raw, "final": final}, route, sets, engine, compiled)
 
 
@@ -175,7 +185,7 @@ def truth(engine: Engine, flow: Flow, protocol: str, name: str, learned: tuple[s
 
 @dataclass(frozen=True)
 class Key:
-    """What a packet shows. ``source`` of a forwarded flow, else ``process``."""
+    """What a packet shows. ``source`` and ``device`` of a forwarded flow, else ``process``."""
 
     network: Any
     port: int
@@ -184,6 +194,7 @@ class Key:
     process: Process | None = None
     name: str = ""
     """Learned."""
+    device: Device | None = None
 
 
 def keys(rng: random.Random, count: int) -> Iterator[Key]:
@@ -193,7 +204,7 @@ def keys(rng: random.Random, count: int) -> Iterator[Key]:
         name = rng.choice(NAMES) if rng.random() < 0.3 else ""
         if rng.random() < 0.6:
             sources = [source for source in map(ip_address, SOURCES) if source.version == address.version]
-            yield Key(network, port, address, rng.choice(sources), None, name)
+            yield Key(network, port, address, rng.choice(sources), None, name, rng.choice(DEVICES))
         else:
             yield Key(network, port, address, None, rng.choice(PROCESSES), name)
 
@@ -218,7 +229,7 @@ def flows(key: Key, case: Case) -> Iterator[Flow]:
         for port in ports:
             for process in processes:
                 ends = Address(source, port), Address(key.address, key.port)
-                yield Flow(key.network, "gateway", "tproxy", *ends, "", process)
+                yield Flow(key.network, "gateway", "tproxy", *ends, "", process, device=key.device)
 
 
 def everything(case: Case, key: Key) -> set[str]:
@@ -258,8 +269,9 @@ def kernel(compiled: Compiled, key: Key) -> Verdict:
     names = (key.name,) if key.name else ()
     family: Any = key.address.version
     if key.source is not None:
+        where = ("", "") if key.device is None else (key.device.interface, key.device.mac)
         return compiled.lookup(
-            key.network, key.port, family, int(key.address), source=int(key.source), names=names
+            key.network, key.port, family, int(key.address), source=int(key.source), device=where, names=names
         )[1]  # fmt: skip
     assert key.process is not None
     socket = dict(compiled.processes.classes).get(socket_mask(compiled, key.process), 30)

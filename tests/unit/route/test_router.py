@@ -45,6 +45,8 @@ class Walk:
 
 
 class Scripted:
+    by_device = False
+
     def __init__(self, script: Script) -> None:
         self.script = script
         self.walks = 0

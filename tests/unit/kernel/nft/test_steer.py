@@ -15,7 +15,9 @@ from gateway.kernel.nft.steer_render import Objects, interval_name, learned_comm
 from gateway.kernel.plan import (
     LAST_UID,
     Capture,
+    DeviceRow,
     LearnedChange,
+    Origin,
     PortRow,
     ProcessPlan,
     Profile,
@@ -39,7 +41,7 @@ def profile(*spans4, spans6=(), default=Verdict.DIRECT, learned=False):
 
 
 def steering(*profiles, rows=ALL, **changes):
-    fields = {"forwarded4": (), "forwarded6": (), "forwarded": 0, "local": (), "unknown": 0}
+    fields = {"origins": (Origin((), (), 0),), "local": (), "unknown": 0}
     return Steering(profiles, (SourceClass(rows),), **(fields | changes))
 
 
@@ -58,7 +60,11 @@ def test_a_class_of_one_profile_needs_no_port_map():
 def test_ports_sources_and_socket_classes():
     rows = (PortRow("tcp", 80, 80, 0), PortRow("udp", 1, 9, 1))
     plan = steering(
-        profile(), profile(), rows=rows, forwarded4=(SourceSpan(TEN.first, TEN.last, 0),), local=((3, 0), (0, 0))
+        profile(),
+        profile(),
+        rows=rows,
+        origins=(Origin((SourceSpan(TEN.first, TEN.last, 0),), (), 0),),
+        local=((3, 0), (0, 0)),
     )
     found = objects(plan, CAPTURE, 7)
     assert found.chains["g7_class_0"] == (
@@ -67,6 +73,25 @@ def test_ports_sources_and_socket_classes():
     )
     assert found.fixed["forwarded"][0] == "ip saddr vmap { 192.0.2.0-192.0.2.255 : goto g7_class_0 }"
     assert "0x18000000 : goto g7_class_0" in found.fixed["local"][1]
+
+
+def test_interfaces_and_hardware_addresses_choose_the_origin():
+    origins = tuple(Origin((SourceSpan(number, number, 0),), (), 0) for number in range(3))
+    phone, tv = "00:53:00:00:00:01", "00:53:00:00:00:02"
+    devices = (DeviceRow("guest", "", 1), DeviceRow("guest", phone, 2), DeviceRow("", tv, 1))
+    plan = steering(profile(), origins=origins, devices=devices)
+    found = objects(plan, CAPTURE, 3)
+    assert found.fixed["forwarded"] == (
+        'iifname vmap { "guest" : goto g3_interface_0 }',
+        f"ether saddr vmap {{ {tv} : goto g3_origin_1 }}",
+        "ip saddr vmap { 0.0.0.0 : goto g3_class_0 }",
+        "goto g3_class_0",
+    )
+    assert found.chains["g3_interface_0"] == (f"ether saddr vmap {{ {phone} : goto g3_origin_2 }}", "goto g3_origin_1")
+    assert found.chains["g3_origin_2"] == ("ip saddr vmap { 0.0.0.2 : goto g3_class_0 }", "goto g3_class_0")
+    assert [plan.origin(*who) for who in (("guest", tv), ("guest", phone), ("lan", tv), ("lan", phone))] == [
+        origins[1], origins[2], origins[1], origins[0]
+    ]  # fmt: skip
 
 
 def test_users_come_in_place_of_socket_classes():
@@ -110,7 +135,7 @@ def test_equal_intervals_are_one_map():
     ("plan", "error"),
     [
         (steering(profile(), rows=(PortRow("tcp", 0, 1, 4),)), ValueError),
-        (steering(profile(), forwarded=2), ValueError),
+        (steering(profile(), origins=(Origin((), (), 2),)), ValueError),
     ],
 )
 def test_a_plan_that_names_what_is_not_there_is_refused(plan, error):

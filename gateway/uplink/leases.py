@@ -1,0 +1,141 @@
+"""Leases that DHCP servers have given: of our dnsmasq, and of others on this host.
+
+Files are read as dnsmasq, odhcpd, ISC dhcpd and Kea write them::
+
+    dnsmasq   1764140000 00:53:00:12:34:56 192.0.2.10 phone 01:00:53:00:12:34:56      dnsmasq(8), --dhcp-leasefile
+    odhcpd    # br-lan 005300123456 ipv4 phone 1764140000 a 32 192.0.2.10/32            README, "statefile"
+    ISC       lease 192.0.2.10 { ... hardware ethernet ...; client-hostname "phone"; }   dhcpd.leases(5)
+    Kea       192.0.2.10,00:53:00:12:34:56,...,phone,0                                   memfile, columns by its header
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+PLACES = (
+    "/var/lib/misc/dnsmasq.leases", "/tmp/dhcp.leases", "/var/lib/dnsmasq/dnsmasq.leases", "/tmp/odhcpd.leases",
+    "/var/lib/odhcpd/dhcp.leases", "/var/lib/dhcp/dhcpd.leases", "/var/lib/kea/kea-leases4.csv",
+    "/var/lib/kea/dhcp4.leases",
+)  # fmt: skip
+"""Where the files are on Debian, OpenWrt and others."""
+LOGINS = 1000
+"""Owners from this uid on are not believed at those places: anybody may write to /tmp."""
+MOST_BYTES = 4 << 20
+"""Of one file; the rest is not read."""
+MOST = 65536
+"""Leases that are kept, the last ones."""
+PAUSE = 1.0
+"""Seconds between two looks at the files."""
+MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+ISC_LEASE = re.compile(r"^lease ([0-9.]+) \{(.*?)^\}", re.M | re.S)
+
+
+class Lease(NamedTuple):
+    """``mac``: hardware address, lower-case; ``hostname``: lower-case, "" for none; ``expiry``: seconds since 1970, 0 =
+    never or not known."""
+
+    mac: str
+    address: str
+    hostname: str
+    expiry: int = 0
+
+
+def parse(text: str) -> list[Lease]:
+    """What a lease file says, in its order; lines that make no sense are passed over. Released leases are left out."""
+    if text.startswith("address,hwaddr"):
+        return list(_kea(text))
+    if ISC_LEASE.search(text):
+        return list(_isc(text))
+    return list(_lines(text))
+
+
+def _lines(text: str) -> Iterator[Lease]:
+    for line in text.splitlines():
+        match line.split():
+            case ["#", _, hardware, "ipv4", name, expiry, _, _, address, *_]:
+                mac = ":".join(re.findall("..", hardware.lower()))
+                yield from _lease(mac, address.partition("/")[0], "" if name == "-" else name, expiry)
+            case [expiry, mac, address, name, *_]:
+                yield from _lease(mac.lower(), address, "" if name == "*" else name, expiry)
+
+
+def _lease(mac: str, address: str, name: str, expiry: str) -> Iterator[Lease]:
+    if MAC.fullmatch(mac) and expiry.removeprefix("-").isdecimal():
+        yield Lease(mac, address, name.lower(), max(0, int(expiry)))
+
+
+def _isc(text: str) -> Iterator[Lease]:
+    for address, body in ISC_LEASE.findall(text):
+        said = {}
+        for line in body.split(";"):
+            key, _, value = line.strip().rpartition(" ")
+            said[key] = value.strip('"')
+        if said.get("binding state", "active") == "active":
+            yield from _lease(said.get("hardware ethernet", "").lower(), address, said.get("client-hostname", ""), "0")
+
+
+def _kea(text: str) -> Iterator[Lease]:
+    for row in csv.DictReader(io.StringIO(text)):
+        name = (row.get("hostname") or "").rstrip(".")
+        if row.get("state") == "0":
+            yield from _lease((row.get("hwaddr") or "").lower(), row["address"], name, row.get("expire") or "")
+
+
+class LeaseFiles:
+    """The leases of several files and of a configuration, looked at again at most once a second."""
+
+    def __init__(self) -> None:
+        self._fixed: dict[str, str] = {}
+        self._files: dict[Path, tuple[object, list[Lease]]] = {}
+        self._looked = 0.0
+        self._names: dict[str, str] = {}
+
+    def use(self, files: Sequence[Path], fixed: Mapping[str, str]) -> None:
+        """Read ``files`` from now on; ``fixed``: names by hardware address that stand in the configuration."""
+        self._files = {path: self._files.get(path, (None, [])) for path in files}
+        self._fixed = dict(fixed)
+        self._looked = 0.0
+
+    def leases(self) -> list[Lease]:
+        """All that have not ended, later ones last."""
+        self._look()
+        now = time.time()
+        return [lease for _, found in self._files.values() for lease in found if not 0 < lease.expiry < now]
+
+    def hostnames(self) -> Mapping[str, str]:
+        """Hardware address to host name, both lower-case. A name outlives its lease until another has it."""
+        self._look()
+        return self._names
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self._looked and now < self._looked + PAUSE:
+            return
+        self._looked = now
+        changed = not self._names
+        for path, (before, _) in self._files.items():
+            try:
+                status = os.stat(path)
+                if status.st_uid >= LOGINS and str(path) in PLACES:
+                    continue
+                seen: object = (status.st_ino, status.st_mtime_ns, status.st_size)
+                if seen == before:
+                    continue
+                with open(path, errors="replace") as file:
+                    found = parse(file.read(MOST_BYTES))[-MOST:]
+            except (OSError, csv.Error):
+                seen, found = None, []
+                if before is None:
+                    continue
+            self._files[path] = (seen, found)
+            changed = True
+        if changed:
+            leases = [lease for _, found in self._files.values() for lease in found]
+            self._names = {lease.mac: lease.hostname for lease in leases if lease.hostname} | self._fixed
