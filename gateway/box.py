@@ -113,7 +113,7 @@ class Box:
         plane = self.plane
         tracked = None if self.kernel is None else conntrack.counted(mark.DIRECT, mark.CLASS)
         now = plane.edge.loop.time()
-        return await listing(plane.router.flows(), tracked, plane.resolver.learned, now, request)
+        return await listing(plane.router.flows(), tracked, plane.resolver.learned, plane.devices, now, request)
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""

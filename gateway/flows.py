@@ -16,7 +16,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from gateway.core.address import IP, Address
-from gateway.core.contracts import Running
+from gateway.core.contracts import Devices, Running
 from gateway.core.errors import GatewayError
 from gateway.kernel.conntrack import Counted
 
@@ -50,9 +50,16 @@ class Row(Struct, frozen=True, gc=False):
     timeout: int | None = None
     destinations: int = 1
     """Of a UDP session, which may speak to many; ``destination`` is the first."""
+    device: str | None = None
+    """Hardware address of the LAN's device that it comes from."""
+    hostname: str | None = None
+    """Of that device, by its lease."""
 
     def holds(self, word: str) -> bool:
-        texts = (self.plane, self.network, self.source, self.destination, self.name, self.inbound, *self.chain)
+        texts = (
+            self.plane, self.network, self.source, self.destination, self.name, self.inbound, *self.chain, self.device,
+            self.hostname,
+        )  # fmt: skip
         return any(text is not None and word in text for text in texts)
 
 
@@ -103,29 +110,37 @@ class Chosen:
         return [row for _, row in self._rows]
 
 
-def userspace_row(running: Running, now: float) -> Row | None:
+def userspace_row(running: Running, devices: Devices, now: float) -> Row | None:
     """None for a session of which the kernel carries all, or that is only remembered."""
     flow, destinations = running.flow, running.destinations
     if not destinations:
         return None
+    device, hostname = _device(devices, flow.source.ip)
     return Row(
         "userspace", flow.network, str(flow.source), str(destinations[0]), running.name or None, flow.inbound,
         running.chain, running.rule, running.up, running.down, age=round(now - running.since, 1),
-        destinations=len(destinations),
+        destinations=len(destinations), device=device, hostname=hostname,
     )  # fmt: skip
 
 
-def kernel_row(found: Counted, names: Names) -> Row:
+def kernel_row(found: Counted, names: Names, devices: Devices) -> Row:
     entry, up, down = found.entry, found.up, found.down
     network = NETWORKS.get(entry.protocol, str(entry.protocol))
     source, destination = entry.source.ip, entry.destination.ip
     learned = names(destination, source) if source is not None and destination is not None else ()
+    device, hostname = _device(devices, source)
     return Row(
         "kernel", network, _end(entry.source, network), _end(entry.destination, network),
         learned[0] if learned else None, chain=DIRECT,
         up=up and up.bytes, down=down and down.bytes,
         packets_up=up and up.packets, packets_down=down and down.packets, timeout=found.timeout,
+        device=device, hostname=hostname,
     )  # fmt: skip
+
+
+def _device(devices: Devices, source: IP | None) -> tuple[str | None, str | None]:
+    device = devices.find(source) if source is not None else None
+    return (None, None) if device is None else (device.mac or None, device.hostname or None)
 
 
 def _end(address: Address, network: str) -> str:
@@ -133,23 +148,23 @@ def _end(address: Address, network: str) -> str:
 
 
 async def listing(
-    running: Sequence[Running], tracked: Generator[Counted, None, None] | None, names: Names, now: float,
-    request: dict[str, Any],
+    running: Sequence[Running], tracked: Generator[Counted, None, None] | None, names: Names,
+    devices: Devices, now: float, request: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names`` is asked in the
-    loop, to which it belongs. Raises GatewayError."""
+    """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names`` and
+    ``devices`` are asked in the loop, to which they belong. Raises GatewayError."""
     sort, words = request.get("sort", "bytes"), request.get("filter", [])
     if sort not in KEYS:
         raise GatewayError(f'no sort key "{sort}"; keys: {", ".join(KEYS)}')
     chosen = Chosen(sort, [str(word) for word in words])
     for start in range(0, len(running), BATCH):
         for one in running[start : start + BATCH]:
-            if (row := userspace_row(one, now)) is not None:
+            if (row := userspace_row(one, devices, now)) is not None:
                 chosen.add(row)
         await asyncio.sleep(0)
     if tracked is not None:
         with closing(tracked):
             while batch := await asyncio.to_thread(lambda: list(islice(tracked, BATCH))):
                 for found in batch:
-                    chosen.add(kernel_row(found, names))
+                    chosen.add(kernel_row(found, names, devices))
     return {"flows": chosen.rows(), "left_out": chosen.left_out}

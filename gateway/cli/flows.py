@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instance.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--sort", choices=list(KEYS), default="bytes", help="(bytes)")
+    parser.add_argument("-n", "--numeric", action="store_true", help="addresses in place of the names of LAN devices")
     parser.add_argument(
         "--filter", action="append", default=[], metavar="WORD", help="flows with this word in a field; several: all"
     )
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not answer.pop("ok", False):
         raise GatewayError(answer.get("error", "refused"))
     flows: list[Flow] = answer["flows"]
-    print(json.dumps(answer) if arguments.json else "\n".join(table(flows)))
+    print(json.dumps(answer) if arguments.json else "\n".join(table(flows, numeric=arguments.numeric)))
     if answer["left_out"] and not arguments.json:
         print(f"gateway flows: {answer['left_out']} more are left out", file=sys.stderr)
     if any(flow["plane"] == "kernel" and flow["up"] is None for flow in flows):
@@ -49,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def table(flows: Sequence[Flow], width: int = WIDTH) -> list[str]:
+def table(flows: Sequence[Flow], width: int = WIDTH, *, numeric: bool = False) -> list[str]:
     """Aligned lines of at most ``width`` characters; what is cut keeps its end, where the port is."""
-    rows = [HEAD, *(_cells(flow) for flow in flows)]
+    rows = [HEAD, *(_cells(flow, numeric) for flow in flows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     source, destination = HEAD.index("SOURCE"), HEAD.index("DESTINATION")
     room = width - 2 * (len(HEAD) - 1) - sum(widths) + widths[source] + widths[destination]
@@ -66,18 +67,23 @@ def table(flows: Sequence[Flow], width: int = WIDTH) -> list[str]:
     ]
 
 
-def _cells(flow: Flow) -> tuple[str, ...]:
-    destination = flow["destination"]
-    if flow["name"]:
-        port = f":{destination.rpartition(':')[2]}" if flow["network"] in ("tcp", "udp") else ""
-        # It is a stranger's word, and goes to a terminal.
-        destination = "".join(one if one.isprintable() else "?" for one in flow["name"]) + port
+def _named(flow: Flow, end: str, name: str | None) -> str:
+    """One end with its name in place of the address. The name is a stranger's word, and goes to a terminal."""
+    if not name:
+        return str(flow[end])
+    port = f":{flow[end].rpartition(':')[2]}" if flow["network"] in ("tcp", "udp") else ""
+    return "".join(one if one.isprintable() else "?" for one in name) + port
+
+
+def _cells(flow: Flow, numeric: bool) -> tuple[str, ...]:
+    destination = _named(flow, "destination", flow["name"])
+    source = _named(flow, "source", None if numeric else flow["hostname"])
     if flow["destinations"] > 1:
         destination += f" +{flow['destinations'] - 1}"
     chain = ">".join(flow["chain"]) or "-"
     rule = {None: "-", -1: "final"}.get(flow["rule"], str(flow["rule"]))
     return (
-        flow["plane"], flow["network"], flow["source"], destination, _cut(chain, OUTBOUND), size(flow["up"]),
+        flow["plane"], flow["network"], source, destination, _cut(chain, OUTBOUND), size(flow["up"]),
         size(flow["down"]), age(flow["age"]), rule,
     )  # fmt: skip
 

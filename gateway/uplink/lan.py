@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from gateway.uplink.options import LanOptions
 
 log = logging.getLogger(__name__)
 RETRY = 5.0
+BRIDGES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+"""They are there, and on, once br_netfilter is loaded, as Docker does. What comes in through a bridge then passes the
+hooks inside the bridge, and the socket that tproxy has found there is lost on the way up: nothing can be steered."""
 
 
 class Lans:
@@ -50,6 +53,8 @@ class Lans:
         self._monitor = monitor
         self._servers = servers
         self._record = record
+        self._filtering = False
+        """Bridges were filtered when we came."""
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -104,16 +109,38 @@ class Lans:
             log.warning("%s", error)
 
     def _links(self, names: frozenset[str]) -> None:
-        if any(lan.interface in names for lan in self._options):
+        new = self._filtering and any(self._monitor.links[name].bridge is False for name in self._there(names))
+        if new or any(lan.interface in names for lan in self._options):
             self._dirty.set()
+
+    def _there(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name in self._monitor.links]
 
     async def _run(self) -> None:
         await self._monitor.ready.wait()
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            await self._unfilter()
             for lan in self._options:
                 await self._apply(lan)
+
+    async def _unfilter(self) -> None:
+        """Where a LAN is a bridge, end the filtering inside bridges; others keep it, each by its own setting."""
+        links, lans = self._monitor.links, [lan.interface for lan in self._options]
+        if all(links[name].bridge is None for name in self._there(lans)):
+            return
+        try:
+            self._filtering = self._filtering or any(_is_on(name) for name in BRIDGES)
+            if self._filtering:
+                for name in [name for name, link in links.items() if link.bridge is False and name not in lans]:
+                    await self._netlink.filter_bridge(name)
+                for name in filter(_is_on, BRIDGES):
+                    sysctl.write(name, 0, self._record)
+            self.problems.pop("bridges", None)
+        except KernelError as error:
+            self.problems["bridges"] = f"LANs that are bridges cannot be steered: {error}"
+            log.warning("%s", self.problems["bridges"])
 
     async def _apply(self, lan: LanOptions) -> None:
         if lan.interface not in self._monitor.links:
@@ -131,3 +158,10 @@ class Lans:
             self.problems[lan.interface] = str(error)
             log.warning("%s: %s", lan.interface, error)
             asyncio.get_running_loop().call_later(RETRY, self._dirty.set)
+
+
+def _is_on(name: str) -> bool:
+    try:
+        return sysctl.read(name) == "1"
+    except KernelError:
+        return False

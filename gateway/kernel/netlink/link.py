@@ -15,7 +15,9 @@ LOOPBACK = 772
 class Link:
     """``up`` is the operator's wish, ``carrier`` the wire's state; ``changes`` counts carrier changes, so that a flap
     between two looks is seen. ``hardware`` is empty where the link type has no addresses. ``filtered``: a classifier
-    (tc) of somebody may look at what arrives."""
+    (tc) of somebody may look at what arrives. ``bridge``: None for other interfaces; for one whether what it bridges
+    passes the hooks of iptables and nftables (IPv4 and IPv6) by the bridge's own wish, see linux/if_link.h
+    IFLA_BR_NF_CALL_IPTABLES."""
 
     index: int
     name: str
@@ -26,10 +28,18 @@ class Link:
     type: int
     mtu: int
     filtered: bool = False
+    bridge: bool | None = None
 
     @property
     def ready(self) -> bool:
         return self.up and self.carrier
+
+
+def _bridge(info: Any) -> bool | None:
+    if not info or info.get("kind") != "bridge":
+        return None
+    data = info.get("data")
+    return bool(data and data.get("br_nf_call_iptables") and data.get("br_nf_call_ip6tables"))
 
 
 def link_of(message: Any, filtered: Container[int] = ()) -> Link:
@@ -49,4 +59,5 @@ def link_of(message: Any, filtered: Container[int] = ()) -> Link:
         type=message["ifi_type"],
         mtu=message.get("mtu") or 0,
         filtered=message["index"] in filtered,
+        bridge=_bridge(message.get("linkinfo")),
     )

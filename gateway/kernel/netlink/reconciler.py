@@ -87,6 +87,10 @@ class Netlink:
         """Writes only what differs; ``mtu`` 0 leaves it."""
         await self._call(lambda: self._session.set_link(interface, up=up, mtu=mtu))
 
+    async def filter_bridge(self, interface: str) -> None:
+        """Let what the bridge ``interface`` forwards pass iptables and nftables, IPv4 and IPv6."""
+        await self._call(lambda: self._session.filter_bridge(interface))
+
     async def undo(self, step: Inverse) -> None:
         """Do one inverse. What is gone, or no longer as we left it, is success."""
         await self._call(lambda: self._session.undo(step))

@@ -129,6 +129,19 @@ class Session:
             if change:
                 await self._route.link("set", index=link.index, **change)
 
+    async def filter_bridge(self, interface: str, on: bool = True) -> None:
+        """Whether what a bridge forwards passes iptables and nftables, IPv4 and IPv6."""
+        async with _errors(f"link {interface}"):
+            link = await self._link(interface)
+            if link.bridge is None or link.bridge is on:
+                return
+            self._note({"kind": "link", "op": "set", "interface": interface, "bridge": link.bridge})
+            await self._filter_bridge(link.index, on)
+
+    async def _filter_bridge(self, index: int, on: bool) -> None:
+        calls = {"br_nf_call_iptables": int(on), "br_nf_call_ip6tables": int(on)}
+        await self._route.link("set", index=index, kind="bridge", **calls)
+
     async def undo(self, step: Inverse) -> None:
         """Do one inverse. What is gone, or no longer as we left it, is success."""
         name = step.get("interface", "lo")
@@ -147,6 +160,8 @@ class Session:
                         await self._gone_is_fine(self._rule("del", rule))
                 case "link" if "mtu" in step and link.mtu == step["was"]:
                     await self._gone_is_fine(self._route.link("set", index=link.index, mtu=step["mtu"]))
+                case "link" if "bridge" in step and link.bridge is not None:
+                    await self._gone_is_fine(self._filter_bridge(link.index, step["bridge"]))
                 case "link" if "up" in step and link.up != step["up"]:
                     state = "up" if step["up"] else "down"
                     await self._gone_is_fine(self._route.link("set", index=link.index, state=state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 from gateway.cli import main
 
 HOME = Path(__file__).resolve().parents[3] / "examples/home.json"
+
+
+PAGE = Path(__file__).resolve().parents[3] / "docs/devices.md"
 
 
 def explained(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -52,3 +56,24 @@ def test_bad_questions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "-c", str(HOME), "--source", "not an address", "192.0.2.1"]) == 1
     assert main(["explain", "-c", str(HOME), "--user", "no-such-user", "192.0.2.1"]) == 1
     assert "no user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "rule", "where"),
+    [
+        (["--interface", "guest", "--mac", "00:53:00:12:34:56"], 0, "kernel"),
+        (["--interface", "br-lan", "--mac", "00:53:00:12:34:56"], 1, "kernel"),
+        (["--interface", "br-lan", "--mac", "00:53:00:12:34:57"], -1, "kernel"),
+        (["--interface", "br-lan", "--hostname", "TV"], 2, "userspace"),
+        ([], -1, "kernel"),
+    ],
+)
+def test_devices_as_their_page_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], rule: int, where: str
+) -> None:
+    (text,) = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    path = tmp_path / "devices.json"
+    path.write_text(text)
+    assert main(["explain", "-c", str(path), "--source", "192.168.9.9", "10.0.0.1", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rule"], found["where"]) == (rule, where)

@@ -16,7 +16,7 @@ from gateway.cli import flows as command
 from gateway.cli import instance, main
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
-from gateway.core.flow import Flow
+from gateway.core.flow import Device, Flow
 from gateway.flows import KEYS, Chosen, Row, listing
 from gateway.kernel.conntrack import Count, Counted, Entry
 from gateway.service.control import Control
@@ -24,7 +24,7 @@ from gateway.service.control import Control
 CLIENT, SITE = Address.of("192.168.7.10", 40000), Address.of("203.0.113.2", 443)
 FIELDS = {
     "plane", "network", "source", "destination", "name", "inbound", "chain", "rule", "up", "down", "packets_up",
-    "packets_down", "age", "timeout", "destinations",
+    "packets_down", "age", "timeout", "destinations", "device", "hostname",
 }  # fmt: skip
 
 
@@ -54,12 +54,22 @@ def tracked(
         yield Counted(Entry(protocol, client, SITE, SITE, client, 0x02000000, 0), 120, up, down)
 
 
+class Devices:
+    """Of the LAN's one device; ``said`` runs without it."""
+
+    def __init__(self, *known: str) -> None:
+        self.known = Device(*known) if known else None
+
+    def find(self, source: IP) -> Device | None:
+        return self.known
+
+
 def names(address: IP, client: IP) -> tuple[str, ...]:
     return ("learned.example", "other.example")
 
 
 def listed(running: list[Runs], kernel: Generator[Counted, None, None] | None = None, **request: Any) -> dict[str, Any]:
-    return asyncio.run(listing(running, kernel, names, 100.0, request))
+    return asyncio.run(listing(running, kernel, names, Devices(), 100.0, request))
 
 
 def test_a_flow_of_userspace() -> None:
@@ -135,7 +145,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def ask(running: list[Runs], kernel: Generator[Counted, None, None], *words: str) -> tuple[str, str]:
         async def body() -> int:
             control = Control(
-                tmp_path / "main", {"flows": lambda request: listing(running, kernel, names, 100, request)}
+                tmp_path / "main", {"flows": lambda request: listing(running, kernel, names, Devices(), 100, request)}
             )
             await control.start()
             try:
@@ -176,6 +186,15 @@ def test_table(said: Any) -> None:
     assert err == ""
 
 
+def test_a_device_is_named_in_both_planes() -> None:
+    devices = Devices("00:53:00:00:00:01", "lan", "phone")
+    answer = asyncio.run(listing([runs()], tracked(), names, devices, 100.0, {"filter": ["phone"]}))
+    assert [(row.device, row.hostname) for row in answer["flows"]] == [("00:53:00:00:00:01", "phone")] * 2
+    flows = msgspec.to_builtins(answer["flows"])
+    assert [line.split()[2] for line in command.table(flows)[1:]] == ["phone:40000", "phone:0"]
+    assert [line.split()[2] for line in command.table(flows, numeric=True)[1:]] == [str(CLIENT), "192.168.7.10:0"]
+
+
 def test_a_name_does_not_steer_the_terminal() -> None:
     flow = json.loads(json.dumps(msgspec.to_builtins(Row("userspace", "tcp", str(CLIENT), str(SITE), "a\x1b[2Jb\n"))))
     assert "a?[2Jb?:443" in command.table([flow])[1]
@@ -186,6 +205,7 @@ def test_long_fields_fit() -> None:
     flow = {
         "plane": "userspace", "network": "udp", "source": address, "destination": address, "name": "x" * 200,
         "chain": ["a" * 30, "b" * 30], "rule": 12, "up": 999_999, "down": 10**15, "age": 10**6, "destinations": 7,
+        "hostname": None,
     }  # fmt: skip
     head, line = command.table([flow])
     assert len(line) <= 120

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError
-from gateway.core.flow import Findings, Flow, Process
+from gateway.core.flow import Device, Findings, Flow, Process
 from gateway.route.match import Subject, matches
 from gateway.route.options import ROUTE_ITEMS, parse_headless, parse_match
 
@@ -18,7 +18,14 @@ def subject(domain: str = "", sets: Any = None, **fields: Any) -> Subject:
     source = Address.of(fields.pop("source", "192.168.8.2"), fields.pop("source_port", 4000))
     to = Address.of(fields.pop("to", "203.0.113.1"), fields.pop("port", 443))
     flow = Flow(
-        fields.pop("network", "tcp"), "in", "tproxy", source, to, fields.pop("user", ""), fields.pop("process", None)
+        fields.pop("network", "tcp"),
+        "in",
+        "tproxy",
+        source,
+        to,
+        fields.pop("user", ""),
+        fields.pop("process", None),
+        device=fields.pop("device", None),
     )
     return Subject.of(flow, Findings(domain=domain, **fields), sets or {})
 
@@ -114,6 +121,17 @@ def test_groups() -> None:
     assert not holds({"group": "sudo", "group_id": 998}, one), "two keys are two conditions, as user and user_id"
     for rule in ({"group": "alice"}, {"group_id": [0, 1000]}):
         assert not holds(rule, one)
+
+
+def test_devices_and_their_absence() -> None:
+    phone = Device("00:53:00:00:00:01", "lan", "phone")
+    for rule in ({"source_mac_address": "00-53-00-00-00-01"}, {"source_hostname": ["tv", "Phone"]},
+                 {"source_interface": "lan", "source_hostname": "phone"}):  # fmt: skip
+        assert holds(rule, subject(device=phone))
+        assert not holds(rule, subject(device=Device("00:53:00:00:00:02", "lan", "")))
+        assert not holds(rule, subject()), "a flow of this host"
+        assert holds({**rule, "invert": True}, subject())
+    assert not holds({"source_interface": "guest", "source_hostname": "phone"}, subject(device=phone)), "two conditions"
 
 
 @pytest.mark.parametrize("rule", [{"group": "vpn"}, {"type": "logical", "mode": "or", "rules": [{"group_id": 1}]}])
