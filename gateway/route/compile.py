@@ -165,6 +165,7 @@ class _Compiler:
         self.pairs: list[Pair | None] = []
         self.classes: dict[tuple[PortRow, ...], int] = {}
         self._narrowed: dict[tuple[int, Family, int], Program] = {}
+        self._unlearned: dict[tuple[int, Family, int], Verdict] = {}
         self._named: dict[tuple[Family, Program, frozenset[int]], frozenset[End]] = {}
         self._held: dict[str, frozenset[int]] = {}
         self._verdicts: dict[tuple[Family, Program], Verdict] = {}
@@ -402,7 +403,10 @@ class _Compiler:
             return Verdict.SNIFF
         mask = self.dst[family][bisect_right(self.dst_first[family], address) - 1].mask
         if not names or self.inputs.mode == "paranoid":
-            return self._address(pair, family, mask)
+            key = (number, family, mask)
+            if key not in self._unlearned:
+                self._unlearned[key] = self._address(pair, family, mask)
+            return self._unlearned[key]
         program = self._narrow(number, family, mask)
         ends: set[End] = set()
         for name in names:

@@ -1,27 +1,22 @@
 """Flows that the kernel decides: our router beside one that only forwards, and beside sing-box with the same rules.
 
-20 rules and ``geoip-cn`` (:mod:`tests.bench.rules`). sing-box: tun with auto_route and auto_redirect. Bulk is iperf3
-with two streams, connections are wrk's with ``Connection: close`` against nginx; with segmentation offloads on all
-cables, without, and without but merged by receivers.
+20 rules, ``geoip-cn``, ``geosite-cn``, and for ours rules by device (:mod:`tests.bench.rules`). sing-box: tun with
+auto_route and auto_redirect. Bulk is iperf3 with two streams, connections are wrk's with ``Connection: close`` against
+nginx; with segmentation offloads on all cables, without, and without but merged by receivers.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tests.bench.load import bulk, connections, iperf3, wrk
 from tests.bench.measure import PLAIN, SING_BOX, Bench, RunFailed, Sample, alternate, cpu_seconds, say
 from tests.bench.rig import Rig, Router, rig
-from tests.bench.rules import household
+from tests.bench.rules import BY_DEVICE, GEOSITE, household
 
 SECONDS = 2
-INSERT, LOAD = 1000.0, 1000.0
-"""Budgets of our own: microseconds that an answer of DNS may wait for the kernel, milliseconds for all rules."""
 TUN = {
     "type": "tun",
     "tag": "tun",
@@ -35,19 +30,20 @@ CONTROLLED = "throughput tcp up gso-on"
 
 
 def run(bench: Bench) -> None:
-    with rig("ours", "plain", "peer", "bare") as made:
+    with rig("ours", "plain", "peer") as made:
         made.iperf3()
         made.nginx()
         made.plain("plain")
-        made.ours("ours", household())
-        config = household()
+        rules = household(GEOSITE)
+        rules["route"]["rules"][:0] = BY_DEVICE
+        made.ours("ours", rules)
+        config = household(GEOSITE)
         config["inbounds"] = [TUN]
         config["route"]["auto_detect_interface"] = True
         made.sing_box("peer", config)
         check(made)
         for gso, merge in ((True, False), (False, False), (False, True)):
             measure(bench, made, gso, merge)
-        insert(bench, made)
 
 
 def check(made: Rig) -> None:
@@ -107,14 +103,3 @@ def once(made: Rig, router: Router, command: list[str], load: Any) -> Sample:
     found: Sample = load(made.client, command, SECONDS)
     router.alive()
     return found
-
-
-def insert(bench: Bench, made: Rig) -> None:
-    """In a namespace of its own, so that nothing else steers there."""
-    if not bench.wants("insert", "load"):
-        return
-    file: Path = made.write("learning.json", household())
-    command = [sys.executable, "-m", "tests.bench.learning", str(file), str(bench.runs)]
-    found = json.loads(made["bare"].host.run(command, timeout=120, check=True).out)
-    bench.budget("insert learned name", found["insert"], INSERT, "us", [" ".join(command)])
-    bench.budget("load ruleset", found["load"], LOAD, "ms", [" ".join(command)])

@@ -8,6 +8,7 @@ old one has just expired.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from gateway.kernel.nft.message import (
@@ -89,8 +90,7 @@ def batch(rows: Sequence[Sequence[Step]], sequence: int) -> tuple[bytes, int]:
     parts = [message(BATCH_BEGIN, REQUEST, sequence, 0, resource=NFTABLES)]
     for number, (add, name, found) in enumerate(groups, 1):
         flags = REQUEST | (CREATE if add else 0) | (ACK if number == len(groups) else 0)
-        payload = string(LIST_TABLE, TABLE) + string(LIST_SET, name)
-        payload += nested(LIST_ELEMENTS, *(_element(step) for step in found))
+        payload = _place(name) + nested(LIST_ELEMENTS, *(_element(step) for step in found))
         parts.append(message(NEW if add else DELETE, flags, sequence + number, INET, payload))
     parts.append(message(BATCH_END, REQUEST, sequence + len(groups) + 1, 0, resource=NFTABLES))
     return b"".join(parts), sequence + len(groups)
@@ -104,6 +104,11 @@ def delete_table() -> bytes:
         message(BATCH_END, REQUEST, 3, 0, resource=NFTABLES),
     )
     return b"".join(parts)
+
+
+@lru_cache(1024)
+def _place(name: str) -> bytes:
+    return string(LIST_TABLE, TABLE) + string(LIST_SET, name)
 
 
 def _element(step: Step) -> bytes:

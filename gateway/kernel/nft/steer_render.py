@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from gateway.kernel import mark
@@ -104,6 +105,7 @@ def interval_name(family: Family, spans: Sequence[Span]) -> str:
     return f"ip{family}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
+@lru_cache(1024)
 def learned_name(family: Family, profile: int, verdict: Verdict) -> str:
     """Name of the set of addresses that have ``verdict`` by their names."""
     return f"learned{family}_{profile}_{verdict.name.lower()}"
