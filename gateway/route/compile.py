@@ -40,7 +40,7 @@ from gateway.route.logic import atoms as atoms_of
 from gateway.route.match import Sets, Subject
 from gateway.route.options import RouteRule
 from gateway.route.process import ProcessAtoms
-from gateway.route.program import End, Kind, Program, Search, Stay, build, settle, specialise, stays, verdict
+from gateway.route.program import STAY, End, Kind, Program, Search, Stay, build, settle, specialise, stays, verdict
 from gateway.route.sweep import Segment, sweep
 
 Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
@@ -196,8 +196,12 @@ class _Compiler:
                 known[atom] = "" in value
             elif kind == "ip_version":
                 known[atom] = value == family
-            elif kind == "never" or (kind == "src" and not cast(Any, item).set.ranges(family)):
+            elif kind == "never":
                 known[atom] = False
+            elif kind == "src":
+                ranges = cast(Any, item).set.ranges(family)
+                if ranges in ((), ((0, TOP[family]),)):  # what no source answers otherwise is no question
+                    known[atom] = bool(ranges)
         return known
 
     # source class -> rows -> profiles
@@ -331,7 +335,8 @@ class _Compiler:
         if found is None:
             # No name before a sniff.
             unnamed = {} if self.inputs.mode == "paranoid" else dict.fromkeys(self.name_atoms, False)
-            if stays(self.space, program, unnamed, {}):
+            above = stays(self.space, program, unnamed, {})
+            if above and STAY in self._open(family, above):
                 found = Verdict.DIRECT
             else:
                 found = self._unnamed(family, program)
@@ -339,13 +344,16 @@ class _Compiler:
         return found
 
     def _unnamed(self, family: Family, program: Program) -> Verdict:
-        found = verdict(self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
+        found = verdict(self._open(family, program))
         if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
             ends = self.search[family].outcomes(program, None, sniff=False)
             certain = verdict(ends)
             if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
                 return certain
         return found
+
+    def _open(self, family: Family, program: Program) -> set[End]:
+        return self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid")
 
     def _narrow(self, number: int, family: Family, mask: int) -> Program:
         key = (number, family, mask)
@@ -375,7 +383,8 @@ class _Compiler:
             if len(self._named) >= MOST_REMEMBERED:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
-            if stays(self.space, program, answers, answers):
+            above = stays(self.space, program, answers, answers)
+            if above and STAY in self.search[family].outcomes(above, answers):
                 found = STAYS
             else:
                 found = frozenset(self.search[family].outcomes(program, answers))

@@ -51,6 +51,10 @@ Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
 
 
+STAY = End("stay")
+"""What ``stays`` lets the search look for."""
+
+
 def build(
     rules: Sequence[RouteRule], final: str, sets: Sets, kinds: Mapping[str, Kind], *, by_address: bool = False
 ) -> tuple[Program, Lowering]:
@@ -102,22 +106,27 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool]) -> bool:
-    """Whether a bypass certainly holds, and flows may come to it. ``early``: what is known until something may be
-    sniffed; ``late``: afterwards. What only feasibility would tell is not asked: then it does not."""
+def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool]) -> Program | None:
+    """Where a bypass certainly holds, what leads to it, to be searched for whether ``STAY`` is an end of it: something
+    may come there. ``early``: what is known until something may be sniffed; ``late``: afterwards. What only feasibility
+    would tell of the bypass itself is not asked: then it does not hold."""
     taken: Expr = False
+    above: list[tuple[Expr, Step]] = []
     for condition, step in program:
-        condition = space.restrict(condition, early)
+        known = space.restrict(condition, early)
         if isinstance(step, Look):
-            early = early if condition is False else late
+            early = early if known is False else late
         elif isinstance(step, Stay):
-            if condition is True:
-                return True
+            if known is True:
+                return (*above, (True, STAY))
+            continue
         else:
-            taken = space.either(taken, condition)
+            taken = space.either(taken, known)
             if taken is True:
-                return False
-    return False
+                return None
+            step = End("above")
+        above.append((condition, step))
+    return None
 
 
 def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]) -> Program:
