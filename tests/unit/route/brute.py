@@ -120,8 +120,6 @@ def condition(rng: random.Random, depth: int = 0, headless: bool = False) -> dic
             rule["rule_set"] = some(rng, ("s1", "s2", "s3"))
             if rng.random() < 0.2:
                 rule["rule_set_ip_cidr_match_source"] = True
-            if rng.random() < 0.1:
-                rule["rule_set_ip_cidr_accept_empty"] = True
         if not rule:
             rule = {"domain_suffix": "x"}
     if rng.random() < 0.15:
