@@ -40,7 +40,7 @@ from gateway.route.logic import atoms as atoms_of
 from gateway.route.match import Sets, Subject
 from gateway.route.options import RouteRule
 from gateway.route.process import ProcessAtoms
-from gateway.route.program import STAY, End, Kind, Program, Search, Stay, build, settle, specialise, stays, verdict
+from gateway.route.program import End, Kind, Program, Search, Stay, build, settle, specialise, stays, verdict
 from gateway.route.sweep import Segment, sweep
 
 Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
@@ -333,10 +333,7 @@ class _Compiler:
         program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
         found = self._verdicts.get((family, program))
         if found is None:
-            # No name before a sniff.
-            unnamed = {} if self.inputs.mode == "paranoid" else dict.fromkeys(self.name_atoms, False)
-            above = stays(self.space, program, unnamed, {})
-            if above and STAY in self._open(family, above):
+            if stays(program, lambda part: self._open(family, part)):
                 found = Verdict.DIRECT
             else:
                 found = self._unnamed(family, program)
@@ -383,11 +380,11 @@ class _Compiler:
             if len(self._named) >= MOST_REMEMBERED:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
-            above = stays(self.space, program, answers, answers)
-            if above and STAY in self.search[family].outcomes(above, answers):
+            search = self.search[family]
+            if stays(program, lambda part: search.outcomes(part, answers)):
                 found = STAYS
             else:
-                found = frozenset(self.search[family].outcomes(program, answers))
+                found = frozenset(search.outcomes(program, answers))
             self._named[key] = found
         return found
 

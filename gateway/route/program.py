@@ -6,7 +6,7 @@ source, port and address; ``Search`` then runs it over every completion of what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gateway.kernel.plan import Verdict
@@ -51,7 +51,7 @@ Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
 
 
-STAY = End("stay")
+HOLDS = End("holds")
 """What ``stays`` lets the search look for."""
 
 
@@ -106,27 +106,20 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool]) -> Program | None:
-    """Where a bypass certainly holds, what leads to it, to be searched for whether ``STAY`` is an end of it: something
-    may come there. ``early``: what is known until something may be sniffed; ``late``: afterwards. What only feasibility
-    would tell of the bypass itself is not asked: then it does not hold."""
-    taken: Expr = False
+def stays(program: Program, outcomes: Callable[[Program], set[End]]) -> bool:
+    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program."""
+    looks: list[tuple[Expr, Step]] = []
     above: list[tuple[Expr, Step]] = []
     for condition, step in program:
-        known = space.restrict(condition, early)
-        if isinstance(step, Look):
-            early = early if known is False else late
-        elif isinstance(step, Stay):
-            if known is True:
-                return (*above, (True, STAY))
-            continue
+        if isinstance(step, Stay):
+            if outcomes((*looks, (condition, HOLDS), (True, End("else")))) == {HOLDS}:
+                return HOLDS in outcomes((*above, (True, HOLDS)))
+        elif isinstance(step, Look):
+            looks.append((condition, step))
+            above.append((condition, step))
         else:
-            taken = space.either(taken, known)
-            if taken is True:
-                return None
-            step = End("above")
-        above.append((condition, step))
-    return None
+            above.append((condition, End("above")))
+    return False
 
 
 def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]) -> Program:

@@ -1,4 +1,4 @@
-"""Random rule lists in one file for the real sing-box and for us, and random SOCKS clients: both choose the same outbound.
+"""Random rule lists for the real sing-box and for us, and random SOCKS clients: both choose the same outbound.
 
 Each outbound is a SOCKS server here that tells its clients its own tag and where they wanted to go.
 ``GATEWAY_SEED=N`` tries the rule list of that seed alone.
@@ -11,14 +11,14 @@ import itertools
 import os
 import random
 import socket
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 
-from tests.interop.harness import DEADLINE, LOOPBACK, encode, exactly, family, free_port
+from tests.interop.harness import LOOPBACK, encode, exactly, family, free_port
+from tests.interop.teller import Teller, unwrapped
 from tests.interop.test_rule_items import PROGRAMS, framed, hello, http, initial, question
 from tests.unit.route import brute
 
@@ -35,16 +35,27 @@ SOURCE_PORTS = [free_port() for _ in range(16)]
 REFUSED = "refused"
 HOSTS = {name: ["198.51.100.7"] if at % 3 else ["192.0.2.130", "2001:db8::1"] for at, name in enumerate(brute.NAMES)}
 NAMES = brute.LIKELY_NAMES
-POOL = brute.POOL | {
-    "source_ip_cidr": ("127.0.0.8/29", "127.0.0.0/24", "::/0"),
-    "source_port": tuple(SOURCE_PORTS[:8]),
-    "source_port_range": (f"{SOURCE_PORTS[4]}:", f":{SOURCE_PORTS[11]}"),
-    "auth_user": USERS,
-}
-OURS = {"group", "group_id", "client", "process_name", "process_path", "process_path_regex", "user", "user_id"}
+OURS = frozenset(
+    {"group", "group_id", "client", "process_name", "process_path", "process_path_regex", "user", "user_id"}
+)
 """What sing-box does not have, what a client here cannot choose, and programs, of which test_rule_items.py has much."""
-ROUTE = tuple(key for key in POOL if key not in OURS | {"query_type"})
-HEADLESS = tuple(key for key in brute.HEADLESS if key not in OURS)
+WORLD = brute.World(
+    brute.POOL
+    | {
+        "source_ip_cidr": ("127.0.0.8/29", "127.0.0.0/24", "::/0"),
+        "source_port": tuple(SOURCE_PORTS[:8]),
+        "source_port_range": (f"{SOURCE_PORTS[4]}:", f":{SOURCE_PORTS[11]}"),
+        "auth_user": USERS,
+    },
+    OURS,
+)
+
+
+SPOKEN = {
+    "tcp": lambda name: {"tls": hello(name), "http": http(name), "dns": framed(question(name)), "": b"\0?"},
+    "udp": lambda name: {"quic": initial(name), "dns": question(name), "": b"\0?"},
+}
+"""What a client says first, by protocol."""
 
 
 class Flow(NamedTuple):
@@ -60,79 +71,11 @@ class Flow(NamedTuple):
     first: bytes
 
 
-class Peer:
-    """A SOCKS server that answers the first bytes of every flow with ``tag host port``."""
-
-    def __init__(self, tag):
-        self.tag = tag
-        self.port = free_port()
-        self.tcp = socket.create_server((LOOPBACK, self.port), backlog=64)
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind((LOOPBACK, self.port))
-        for work in (self.streams, self.datagrams):
-            threading.Thread(target=work, daemon=True).start()
-
-    def word(self, target):
-        return f"{self.tag} {target[0]} {target[1]}".encode()
-
-    def streams(self):
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=self.one, args=(self.tcp.accept()[0],), daemon=True).start()
-
-    def one(self, sock):
-        with sock, contextlib.suppress(OSError, AssertionError):
-            sock.settimeout(DEADLINE)
-            exactly(sock, exactly(sock, 2)[1])
-            sock.sendall(b"\x05\x00")
-            command = exactly(sock, 3)[1]
-            target = decode(lambda size: exactly(sock, size))
-            sock.sendall(b"\x05\x00\x00" + encode(LOOPBACK, self.port))
-            if command == 1 and sock.recv(65536):
-                sock.sendall(self.word(target))
-            while sock.recv(65536):
-                pass
-
-    def datagrams(self):
-        with contextlib.suppress(OSError):
-            while True:
-                data, source = self.udp.recvfrom(65536)
-                at = 3
-
-                def take(size):
-                    nonlocal at
-                    at += size
-                    return data[at - size : at]  # noqa: B023
-
-                target = decode(take)
-                self.udp.sendto(data[:at] + self.word(target), source)
-
-    def close(self):
-        self.tcp.shutdown(socket.SHUT_RDWR)
-        self.tcp.close()
-        self.udp.close()
-
-
-def decode(take):
-    """(host, port) of a SOCKS address."""
-    kind = take(1)[0]
-    if kind == 3:
-        host = take(take(1)[0]).decode()
-    else:
-        host = socket.inet_ntop(*{1: (socket.AF_INET, take(4)), 4: (socket.AF_INET6, b"")}[kind]) if kind == 1 else (
-            socket.inet_ntop(socket.AF_INET6, take(16))
-        )  # fmt: skip
-    return host, int.from_bytes(take(2))
-
-
-def rules(rng, patch):
-    """The ``route`` of a configuration: what brute.py makes of the values that a SOCKS client can have."""
-    patch.setattr(brute, "POOL", POOL)
-    patch.setattr(brute, "ROUTE", ROUTE)
-    patch.setattr(brute, "HEADLESS", HEADLESS)
+def rules(rng):
+    """The ``route`` of a configuration."""
     made = []
     for _ in range(rng.randint(2, 6)):
-        rule = brute.condition(rng)
+        rule = WORLD.condition(rng)
         kind = rng.random()
         if kind < 0.25:
             rule = {"action": "sniff"} if rng.random() < 0.7 else {**rule, "action": "sniff"}
@@ -151,11 +94,12 @@ def rules(rng, patch):
             if rng.random() < 0.05:
                 rule["override_port"] = 4444
         made.append(rule)
-    sets = [
-        {"type": "inline", "tag": tag, "rules": [brute.condition(rng, 1, True) for _ in range(rng.randint(1, 3))]}
-        for tag in ("s1", "s2", "s3")
-    ]
-    return {"rules": made, "rule_set": sets, "final": rng.choice(TAGS), "default_domain_resolver": "hosts"}
+    return {
+        "rules": made,
+        "rule_set": WORLD.rule_sets(rng),
+        "final": rng.choice(TAGS),
+        "default_domain_resolver": "hosts",
+    }
 
 
 def flows(rng):
@@ -165,12 +109,12 @@ def flows(rng):
         asked = rng.choice(NAMES) if rng.random() < 0.4 else ""
         name = asked or rng.choice(NAMES)  # what is asked and what is said differ in test_rule_items.py
         host = asked or rng.choice(brute.V4 + brute.V6)
-        says, first = rng.choice(
-            (("tls", hello(name)), ("http", http(name)), ("dns", framed(question(name))), ("", b"\0?"))
-            if network == "tcp" else (("quic", initial(name)), ("quic", initial(name)), ("dns", question(name)), ("", b"\0?"))
+        spoken = SPOKEN[network](name)
+        says = rng.choice((*spoken, "quic" if network == "udp" else "tls"))
+        yield Flow(
+            rng.choice(INBOUNDS), rng.choice(USERS), rng.choice(SOURCES), next(ports), network, host,
+            rng.choice(brute.LIKELY_PORTS if rng.random() < 0.5 else brute.PORTS), f"{says} {name}", spoken[says],
         )  # fmt: skip
-        yield Flow(rng.choice(INBOUNDS), rng.choice(USERS), rng.choice(SOURCES), next(ports), network, host,
-                   rng.choice(brute.LIKELY_PORTS if rng.random() < 0.5 else brute.PORTS), f"{says} {name}", first)  # fmt: skip
 
 
 def configuration(route, peers):
@@ -198,7 +142,8 @@ def told(port, flow):
     with socket.socket() as sock, contextlib.suppress(AssertionError, ConnectionError):
         sock.settimeout(3)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((flow.source, flow.source_port if flow.network == "tcp" else 0))
+        # Of datagrams sing-box takes the control connection's port for the source's, we their own.
+        sock.bind((flow.source, flow.source_port))
         sock.connect((LOOPBACK, port))
         sock.sendall(b"\x05\x01\x02")
         assert exactly(sock, 2) == b"\x05\x02"
@@ -236,21 +181,13 @@ def of_datagrams(control, flow):
             sock.sendto(b"\0\0\0" + encode(flow.host, flow.port) + flow.first, (LOOPBACK, port))
             with contextlib.suppress(TimeoutError):
                 data = sock.recv(65536)
-                at = 3
-
-                def take(size):
-                    nonlocal at
-                    at += size
-                    return data[at - size : at]  # noqa: B023
-
-                decode(take)
-                return data[at:]
+                return unwrapped(data)[1]
     return b""
 
 
 @pytest.fixture(scope="module")
 def socks():
-    peers = [Peer(tag) for tag in TAGS]
+    peers = [Teller(tag) for tag in TAGS]
     yield peers
     for peer in peers:
         peer.close()
@@ -260,8 +197,7 @@ def compare(numbers, peers, figure):
     mix, wrong = Counter(), []
     for seed in [int(os.environ["GATEWAY_SEED"])] if "GATEWAY_SEED" in os.environ else numbers:
         rng = random.Random(seed)
-        with pytest.MonkeyPatch.context() as patch:
-            route = rules(rng, patch)
+        route = rules(rng)
         asked = list(flows(rng))
         met, logs = {}, {}
         for who, run in PROGRAMS.items():

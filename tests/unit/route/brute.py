@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, combinations, product
 from typing import Any
@@ -94,7 +94,7 @@ HEADLESS = (
     "source_ip_cidr", "source_port", "source_port_range", "process_name", "process_path", "query_type",
 )  # fmt: skip
 ROUTE = tuple(key for key in POOL if key != "query_type")
-LIKELY = ("domain", "domain_suffix", "ip_cidr", "port", "protocol", "ip_cidr", "domain_suffix")
+LIKELY = ("domain", "domain_suffix", "ip_cidr", "port", "protocol", "ip_cidr", "domain_suffix", "domain")
 RARE = {"process_path_regex": 0.2, "inbound": 0.5, "auth_user": 0.3}
 ENDING = ("direct", "direct", "select", "vps", "vps2", "urltest", "direct2", "block")
 
@@ -103,28 +103,43 @@ def some(rng: random.Random, pool: tuple[Any, ...], most: int = 2) -> list[Any]:
     return rng.sample(pool, rng.randint(1, min(most, len(pool))))
 
 
-def item(rng: random.Random, key: str) -> Any:
-    pool = POOL[key]
-    return pool if pool is True else rng.choice(pool) if key in SINGLE else some(rng, pool)
+@dataclass(frozen=True)
+class World:
+    """What rules may ask, and with which values."""
 
+    pool: dict[str, Any] = field(default_factory=lambda: POOL)
+    without: frozenset[str] = frozenset()
+    likely: tuple[str, ...] = LIKELY
 
-def condition(rng: random.Random, depth: int = 0, headless: bool = False) -> dict[str, Any]:
-    if depth < 2 and rng.random() < 0.15:
-        rules = [condition(rng, depth + 1, headless) for _ in range(rng.randint(1, 3))]
-        rule: dict[str, Any] = {"type": "logical", "mode": rng.choice(("and", "or")), "rules": rules}
-    else:
-        keys = HEADLESS if headless else ROUTE
-        picked = {rng.choice(LIKELY if rng.random() < 0.6 else keys) for _ in range(rng.choice((1, 1, 2, 3)))}
-        rule = {key: item(rng, key) for key in sorted(picked) if key in keys and rng.random() < RARE.get(key, 1)}
-        if not headless and rng.random() < 0.25:
-            rule["rule_set"] = some(rng, ("s1", "s2", "s3"))
-            if rng.random() < 0.2:
-                rule["rule_set_ip_cidr_match_source"] = True
-        if not rule:
-            rule = {"domain_suffix": "x"}
-    if rng.random() < 0.15:
-        rule["invert"] = True
-    return rule
+    def item(self, rng: random.Random, key: str) -> Any:
+        pool = self.pool[key]
+        return pool if pool is True else rng.choice(pool) if key in SINGLE else some(rng, pool)
+
+    def condition(self, rng: random.Random, depth: int = 0, headless: bool = False) -> dict[str, Any]:
+        if depth < 2 and rng.random() < 0.15:
+            rules = [self.condition(rng, depth + 1, headless) for _ in range(rng.randint(1, 3))]
+            rule: dict[str, Any] = {"type": "logical", "mode": rng.choice(("and", "or")), "rules": rules}
+        else:
+            keys = tuple(key for key in (HEADLESS if headless else ROUTE) if key not in self.without)
+            picked = {rng.choice(self.likely if rng.random() < 0.6 else keys) for _ in range(rng.choice((1, 1, 2, 3)))}
+            picked = {key for key in sorted(picked) if key in keys and rng.random() < RARE.get(key, 1)}
+            rule = {key: self.item(rng, key) for key in sorted(picked)}
+            if not headless and rng.random() < 0.25:
+                rule["rule_set"] = some(rng, ("s1", "s2", "s3"))
+                if rng.random() < 0.2:
+                    rule["rule_set_ip_cidr_match_source"] = True
+            if not rule:
+                rule = {"domain_suffix": "x"}
+        if rng.random() < 0.15:
+            rule["invert"] = True
+        return rule
+
+    def rule_sets(self, rng: random.Random) -> list[dict[str, Any]]:
+        """Inline, ``s1`` to ``s3``."""
+        return [
+            {"tag": tag, "type": "inline", "rules": [self.condition(rng, 1, True) for _ in range(rng.randint(1, 3))]}
+            for tag in ("s1", "s2", "s3")
+        ]
 
 
 @dataclass
@@ -142,13 +157,19 @@ class Case:
         return len(self.compiled.steering.profiles) == MOST_PROFILES
 
 
-def configuration(rng: random.Random, mode: Any = "strict", *, bypass: float = 0.0) -> Case:
+def configuration(
+    rng: random.Random, mode: Any = "strict", *, bypass: float = 0.0, world: World | None = None, overrides: bool = True
+) -> Case:
     """``bypass``: share of the routing rules that are bypasses instead."""
-    rules = []
+    world = world or World()
+    rules: list[dict[str, Any]] = []
+    if rng.random() < 0.2:  # nothing but names, to be sniffed: what goes together?
+        world = replace(world, likely=("domain", "domain_suffix"))
+        rules.append({"action": "sniff"})
     for _ in range(rng.randint(1, 6)):
-        rule = condition(rng)
+        rule = world.condition(rng)
         kind = rng.random()
-        if kind < 0.2:
+        if kind < 0.25:
             rule = {"action": "sniff"} if rng.random() < 0.6 else {**rule, "action": "sniff"}
             if rng.random() < 0.2:
                 rule["sniffer"] = some(rng, ("tls", "http", "quic", "dns"))
@@ -158,23 +179,22 @@ def configuration(rng: random.Random, mode: Any = "strict", *, bypass: float = 0
             rule |= {"action": "hijack-dns"}
         elif kind < 0.37:
             rule |= {"action": "route-options", "udp_connect": True}
-        elif kind < 0.38:
+        elif kind < 0.38 and overrides:
             rule |= {"action": "route-options", "override_address": rng.choice(("203.0.113.77", "far.q"))}
         elif kind < 0.40:
             rule |= {"action": "resolve"}
         else:
             rule |= {"outbound": rng.choice(ENDING)}
-            if rng.random() < 0.03:
+            if rng.random() < 0.03 and overrides:
                 rule["override_port"] = 4444
             elif rng.random() < bypass:
                 rule["action"] = "bypass"
                 if rng.random() < 0.7:
                     del rule["outbound"]
         rules.append(rule)
-    inner = {tag: [condition(rng, 1, True) for _ in range(rng.randint(1, 3))] for tag in ("s1", "s2", "s3")}
-    raw = {"rules": rules, "rule_set": [{"tag": tag, "rules": found} for tag, found in inner.items()]}
+    raw = {"rules": rules, "rule_set": world.rule_sets(rng)}
     # Only binary rule sets hold these, so no JSON does.
-    adguard = [tag for tag in inner if rng.random() < 0.05]
+    adguard = [entry["tag"] for entry in raw["rule_set"] if rng.random() < 0.05 and not world.without]
     return build(raw, rng.choice(FINAL), mode, adguard)
 
 
@@ -217,7 +237,7 @@ def keys(rng: random.Random, count: int) -> list[Key]:
         address = ip_address(rng.choice(V4 if rng.random() < 0.7 else V6))
         network, port = rng.choice(("tcp", "udp")), rng.choice(PORTS if rng.random() < 0.5 else LIKELY_PORTS)
         names = tuple(rng.choice(LIKELY_NAMES if rng.random() < 0.7 else NAMES)
-                      for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 2))))  # fmt: skip
+                      for _ in range(rng.choice((0, 0, 1, 1, 2, 2))))  # fmt: skip
         kind = rng.random()
         if kind < 0.6:
             sources = [source for source in map(ip_address, SOURCES) if source.version == address.version]

@@ -47,8 +47,11 @@ class Shown(NamedTuple):
 
 
 class Ruling(NamedTuple):
+    """``also``: what modes ``balanced`` and ``fast`` may say instead."""
+
     verdict: Verdict
     outcomes: frozenset[str]
+    also: Verdict
 
 
 def alike(candidates: Iterable[T], ask: Callable[[T], Hashable]) -> list[T]:
@@ -185,13 +188,14 @@ class Judge:
             alone = [replace(key, names=(name,)) for name in key.names]
             for one in alone or [key]:
                 outcomes |= {"direct"} if self.stays(one) else self.outcomes(one)
-        verdict = verdict_of(outcomes)
-        if verdict is Verdict.SNIFF and not key.names and self.case.mode in ("balanced", "fast"):
-            verdict = self.by_address(key)
-        return Ruling(verdict, frozenset(outcomes))
+        verdict = also = verdict_of(outcomes)
+        if verdict is Verdict.SNIFF and self.case.mode in ("balanced", "fast"):
+            also = self.by_address(key)
+        return Ruling(verdict, frozenset(outcomes), also)
 
     def by_address(self, key: Key) -> Verdict:
-        """As if no sniff found anything, where the rules that then decide ask for the address."""
+        """As if no sniff found anything and no rule asked for names, where the rules that then decide ask for the
+        address."""
         done = [decide(self.case.engine, flow, Shown(), ()) for flow in self.flows(key)]
         verdict = verdict_of({one.outcome for one in done})
         if any(one.rule < 0 or not self.asks_address[one.rule] for one in done):

@@ -21,8 +21,8 @@ from gateway.route import feasible, lower, program
 from tests.unit.route import brute
 from tests.unit.route.judge import Judge, verdict_of
 
-KEYS = 20
-QUICK, SLOW, SOAK = 50, 1000, 25_000
+KEYS = 10
+QUICK, SLOW, SOAK = 100, 2000, 50_000
 """Rule lists of each stage: 1,000, 20,000 and 500,000 packets."""
 HERE = "tests/unit/route/test_t03_every_completion.py"
 
@@ -65,7 +65,8 @@ def disagreements(numbers: Iterable[int], mix: Counter[str]) -> list[str]:
         for key in keys:
             want, got = judge.ruling(key), brute.kernel(case.compiled, key)
             count(mix, judge, key, got, want.outcomes)
-            if got is want.verdict is by_the_user(case, key, got):
+            if got in (want.verdict, want.also) and got is by_the_user(case, key, got):
+                mix["by address"] += got is not want.verdict
                 continue
             if got is Verdict.SNIFF:
                 if documented(case, key):
@@ -114,7 +115,7 @@ def judged(first: int, lists: int, figure: Callable[[str], None]) -> None:
     figure(
         f"{packets} packets, {mix['completions']} completions: {shares}; in conflict {mix['conflicts'] / packets:.1%}, "
         f"{mix['owners']} of them by owners; {mix['full']} of {mix['lists']} rule lists fill the profiles; sniffed for "
-        f"a bound {mix['bounds']}, for a documented reason {mix['late']}"
+        f"a bound {mix['bounds']}, for a documented reason {mix['late']}; by address alone {mix['by address']}"
     )
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:3])
     if "GATEWAY_SEED" in os.environ:
@@ -123,7 +124,7 @@ def judged(first: int, lists: int, figure: Callable[[str], None]) -> None:
     assert mix["conflicts"] >= packets / 10
     assert mix["owners"] >= packets / 200
     assert min(mix["REJECT"], mix["USER"]) > packets / 20
-    assert mix["DROP"] > packets / 100
+    assert mix["DROP"] > packets / 500
     assert mix["bounds"] + mix["late"] <= packets / 100
 
 
@@ -281,12 +282,11 @@ def _a_replaced_destination_is_the_same(patch: Patch) -> None:
 
 
 def _a_bypass_comes_before_everything(patch: Patch) -> None:
-    patch(compiler, "stays", lambda space, program_, early, late: next(
-        (((True, program.STAY),) for _, step in program_ if isinstance(step, program.Stay)), None))  # fmt: skip
+    patch(compiler, "stays", lambda one, outcomes: any(isinstance(step, program.Stay) for _, step in one))
 
 
 def _a_bypass_is_only_what_is_certain_anyway(patch: Patch) -> None:
-    patch(compiler, "stays", lambda *args: None)
+    patch(compiler, "stays", lambda one, outcomes: False)
 
 
 MUTANTS = [
