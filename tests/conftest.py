@@ -1,4 +1,5 @@
-"""What all tests share: root tests on one worker at a time where they must, a report by test id, labs that are swept.
+"""What all tests share: root tests on one worker at a time where they must, a report by test id, labs that are swept,
+figures that a person should see.
 
 ``GATEWAY_REPORT=FILE`` adds every test's outcome to that JSON file: ``{"tests": {id: {"outcome", "peers",
 "seconds"}}}``; the parity table takes its proofs from there. ``outcome`` is ``passed``, ``failed`` or ``skipped``.
@@ -8,13 +9,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 _outcomes: dict[str, dict[str, Any]] = {}
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says a line that stands at the end of the output, beside the test's id."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Here, since workers of pytest-xdist have no terminal."""
+    lines = [
+        f"{report.nodeid.partition('@')[0].rpartition('::')[2]}: {text}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for key, text in report.user_properties
+        if key == "figure"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,6 +60,7 @@ class Edge:
         self._handlers[fd] = handler
 
     def remove(self, fd: int) -> None:
+        self._waiting.pop(fd, None)  # who waited and was cancelled may not have run before the number is used again
         if self._handlers.pop(fd, None) is not None:
             self._gone.add(fd)
             try:
@@ -70,6 +71,7 @@ class Edge:
     def forget(self, fd: int) -> None:
         """As ``remove``, for a descriptor without duplicates that is closed next: close(2) itself ends its
         registration."""
+        self._waiting.pop(fd, None)
         if self._handlers.pop(fd, None) is not None:
             self._gone.add(fd)
 
@@ -110,7 +112,6 @@ class Edge:
         if self._waiting.get(fd) is not slots:
             return
         if slots[1 - side] is None:
-            del self._waiting[fd]
             self.remove(fd)
         else:
             try:

@@ -210,8 +210,12 @@ class _Compiler:
                 known[atom] = "" in value
             elif kind == "ip_version":
                 known[atom] = value == family
-            elif kind == "never" or (kind == "src" and not cast(Any, item).set.ranges(family)):
+            elif kind == "never":
                 known[atom] = False
+            elif kind == "src":
+                ranges = cast(Any, item).set.ranges(family)
+                if ranges in ((), ((0, TOP[family]),)):  # what no source answers otherwise is no question
+                    known[atom] = bool(ranges)
         return known
 
     # source class -> rows -> profiles
@@ -371,9 +375,7 @@ class _Compiler:
         program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
         found = self._verdicts.get((family, program))
         if found is None:
-            # No name before a sniff.
-            unnamed = {} if self.inputs.mode == "paranoid" else dict.fromkeys(self.name_atoms, False)
-            if stays(self.space, program, unnamed, {}):
+            if stays(program, lambda part: self._open(family, part)):
                 found = Verdict.DIRECT
             else:
                 found = self._unnamed(family, program)
@@ -381,13 +383,16 @@ class _Compiler:
         return found
 
     def _unnamed(self, family: Family, program: Program) -> Verdict:
-        found = verdict(self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid"))
+        found = verdict(self._open(family, program))
         if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
             ends = self.search[family].outcomes(program, None, sniff=False)
             certain = verdict(ends)
             if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
                 return certain
         return found
+
+    def _open(self, family: Family, program: Program) -> set[End]:
+        return self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid")
 
     def _narrow(self, number: int, family: Family, mask: int) -> Program:
         key = (number, family, mask)
@@ -420,10 +425,11 @@ class _Compiler:
             if len(self._named) >= MOST_REMEMBERED:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
-            if stays(self.space, program, answers, answers):
+            search = self.search[family]
+            if stays(program, lambda part: search.outcomes(part, answers)):
                 found = STAYS
             else:
-                found = frozenset(self.search[family].outcomes(program, answers))
+                found = frozenset(search.outcomes(program, answers))
             self._named[key] = found
         return found
 

@@ -6,7 +6,7 @@ source, port and address; ``Search`` then runs it over every completion of what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gateway.kernel.plan import Verdict
@@ -49,6 +49,10 @@ class Override(NamedTuple):
 Step = End | Look | Stay | Override
 Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
+
+
+HOLDS = End("holds")
+"""What ``stays`` lets the search look for."""
 
 
 def build(
@@ -102,21 +106,19 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool]) -> bool:
-    """Whether a bypass certainly holds, and flows may come to it. ``early``: what is known until something may be
-    sniffed; ``late``: afterwards. What only feasibility would tell is not asked: then it does not."""
-    taken: Expr = False
+def stays(program: Program, outcomes: Callable[[Program], set[End]]) -> bool:
+    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program."""
+    looks: list[tuple[Expr, Step]] = []
+    above: list[tuple[Expr, Step]] = []
     for condition, step in program:
-        condition = space.restrict(condition, early)
-        if isinstance(step, Look):
-            early = early if condition is False else late
-        elif isinstance(step, Stay):
-            if condition is True:
-                return True
+        if isinstance(step, Stay):
+            if outcomes((*looks, (condition, HOLDS), (True, End("else")))) == {HOLDS}:
+                return HOLDS in outcomes((*above, (True, HOLDS)))
+        elif isinstance(step, Look):
+            looks.append((condition, step))
+            above.append((condition, step))
         else:
-            taken = space.either(taken, condition)
-            if taken is True:
-                return False
+            above.append((condition, End("above")))
     return False
 
 

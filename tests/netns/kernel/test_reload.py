@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Capture, LearnedChange, PortRow, Profile, SourceClass, Steering, Verdict
+from tests.unit.route import brute
 
 pytestmark = pytest.mark.root
-BRUTE = Path(__file__).resolve().parents[2] / "unit/route/brute.py"
 CAPTURE = Capture(("lan0",), 7893, 5353)
-
-
-def brute() -> Any:
-    spec = importlib.util.spec_from_file_location("brute", BRUTE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["brute"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def names(net) -> set[str]:
@@ -49,10 +36,9 @@ def writer(net):
 
 
 def test_compiled_plans_one_after_the_other(net, writer):
-    module = brute()
     sizes = []
     for seed in range(25):
-        steering = module.configuration(random.Random(seed)).compiled.steering
+        steering = brute.configuration(random.Random(seed)).compiled.steering
         sizes.append(len(steering.profiles))
         net.gateway.call(lambda steering=steering: writer.apply(steering, CAPTURE))
     assert max(sizes) > 3
