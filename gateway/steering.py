@@ -151,11 +151,12 @@ class Kernel:
     @property
     def steering(self) -> Steering:
         """The compiled plan, as far as it can be in force. Where the CO-RE programs are missing nftables judges users,
-        if the plan asks for nothing else; with others in it every local socket is of an unknown class, so that
-        userspace looks its owner up."""
-        plan, marks = self.compiled.steering, self._marks
-        if "process rules" in self.problems or (marks is not None and marks.instead):
-            return replace(plan, local=(), users=by_user(self.compiled.processes, plan))
+        BCC's program cgroups, if the plan asks for nothing else; with others in it every local socket is of an unknown
+        class, so that userspace looks its owner up."""
+        plan, processes, marks = self.compiled.steering, self.compiled.processes, self._marks
+        less = marks is not None and marks.instead and not processes.by_cgroup
+        if "process rules" in self.problems or less:
+            return replace(plan, local=(), users=by_user(processes, plan))
         return plan
 
     def _hold(self) -> None:
@@ -291,7 +292,7 @@ class Kernel:
                 self._marks = self._plane.owners.marks = None
             if self._marks is not None:
                 self._marks.apply(plan)
-            elif plan.paths or plan.names or plan.uids or plan.gids:
+            elif not plan.empty:
                 self._marks = self._plane.owners.marks = ProcessMarks(where or cgroup.mount_point(), plan)
                 self._marked = where
             if self._marks is not None and self._marks.instead:

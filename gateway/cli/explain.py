@@ -26,13 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="", metavar="ADDRESS", help="of a LAN host; without it a flow of this host")
     parser.add_argument("--process", default="", metavar="PATH", help="executable of a flow of this host")
     parser.add_argument("--user", default="", help="its user, by name, with the groups of a login")
+    parser.add_argument("--cgroup", default="", metavar="PATH", help="its cgroup, as /proc/PID/cgroup has it (0::)")
     parser.add_argument("--shown", default="", metavar="NAME", help="what the flow would say of itself (SNI, Host)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def run(arguments: argparse.Namespace) -> int:
     request: dict[str, Any] = {
-        name: getattr(arguments, name) for name in ("destination", "port", "network", "source", "process", "shown")
+        name: getattr(arguments, name)
+        for name in ("destination", "port", "network", "source", "process", "cgroup", "shown")
     }
     request |= {"command": "explain", "uid": -1, "user": arguments.user}
     if arguments.user:

@@ -133,6 +133,7 @@ class _Compiler:
             inputs.users or {},
             inputs.groups or {},
         )
+        self.owners = frozenset(self.processes.atoms)
         self.dst = {family: self._segments("dst", family) for family in FAMILIES}
         self.dst_first = {family: [segment.first for segment in self.dst[family]] for family in FAMILIES}
         self.masks = {family: sorted({s.mask for s in self.dst[family]} | {0}) for family in FAMILIES}
@@ -331,7 +332,7 @@ class _Compiler:
         if found is None:
             # No name before a sniff.
             unnamed = {} if self.inputs.mode == "paranoid" else dict.fromkeys(self.name_atoms, False)
-            if stays(self.space, program, unnamed, {}):
+            if stays(self.space, program, unnamed, {}, self.owners):
                 found = Verdict.DIRECT
             else:
                 found = self._unnamed(family, program)
@@ -375,7 +376,7 @@ class _Compiler:
             if len(self._named) >= MOST_REMEMBERED:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
-            if stays(self.space, program, answers, answers):
+            if stays(self.space, program, answers, answers, self.owners):
                 found = STAYS
             else:
                 found = frozenset(self.search[family].outcomes(program, answers))

@@ -102,9 +102,12 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool]) -> bool:
+def stays(
+    space: Space, program: Program, early: Mapping[int, bool], late: Mapping[int, bool], owners: frozenset[int]
+) -> bool:
     """Whether a bypass certainly holds, and flows may come to it. ``early``: what is known until something may be
-    sniffed; ``late``: afterwards. What only feasibility would tell is not asked: then it does not."""
+    sniffed; ``late``: afterwards. ``owners``: atoms of processes; userspace can tell those without a sniff, so that it
+    must where a rule above asks for an open one. What only feasibility would tell is not asked: then it does not."""
     taken: Expr = False
     for condition, step in program:
         condition = space.restrict(condition, early)
@@ -113,6 +116,8 @@ def stays(space: Space, program: Program, early: Mapping[int, bool], late: Mappi
         elif isinstance(step, Stay):
             if condition is True:
                 return True
+        elif not owners.isdisjoint(atoms(condition)):
+            return False
         else:
             taken = space.either(taken, condition)
             if taken is True:

@@ -40,11 +40,12 @@ NAMES = tuple(
     )
 )  # fmt: skip
 PROCESSES = (
-    Process("/usr/bin/curl", 0, "root", (0,), groups=("root",)),
-    Process("/usr/bin/curl", 1000, "alice", (100, 200, 38), groups=("users", "vpn")),
-    Process("/opt/curl", 1000, "alice", (100,), groups=("users",)),
-    Process("/usr/bin/ssh", 1001, "bob", (100, 38, 0), groups=("users", "root")),
-    Process("/usr/sbin/ntpd", 38, "", (38,)), Process("/opt/game", 1001, "bob", (200,), groups=("vpn",)),
+    Process("/usr/bin/curl", 0, "root", (0,), groups=("root",), cgroup="/"),
+    Process("/usr/bin/curl", 1000, "alice", (100, 200, 38), groups=("users", "vpn"), cgroup="/user/alice/shell"),
+    Process("/opt/curl", 1000, "alice", (100,), groups=("users",), cgroup="/user/alice"),
+    Process("/usr/bin/ssh", 1001, "bob", (100, 38, 0), groups=("users", "root"), cgroup="/user"),
+    Process("/usr/sbin/ntpd", 38, "", (38,), cgroup="/system/ntp"),
+    Process("/opt/game", 1001, "bob", (200,), groups=("vpn",), cgroup="/user/bob"),
 )  # fmt: skip
 PATHS = (
     "/usr/bin/curl", "/opt/curl", "/usr/bin/ssh", "/opt/ssh", "/opt/game", "/usr/bin/game", "/bin/xcurl", "/opt/xcurl",
@@ -81,6 +82,7 @@ def pools(rng: random.Random) -> dict[str, Any]:
         "user_id": lambda: some(rng, (0, 1000, 38)),
         "group": lambda: some(rng, ("root", "users", "vpn", "nobody-has-it")),
         "group_id": lambda: some(rng, (0, 38, 200)),
+        "cgroup": lambda: some(rng, ("/", "/user", "/user/alice", "/system", "/user/alic")),
         "inbound": lambda: some(rng, ("gateway", "socks-in")),
     }
 
@@ -184,6 +186,8 @@ class Key:
     process: Process | None = None
     name: str = ""
     """Learned."""
+    met: bool = True
+    """Userspace has judged the executable and the cgroup of ``process``."""
 
 
 def keys(rng: random.Random, count: int) -> Iterator[Key]:
@@ -195,7 +199,7 @@ def keys(rng: random.Random, count: int) -> Iterator[Key]:
             sources = [source for source in map(ip_address, SOURCES) if source.version == address.version]
             yield Key(network, port, address, rng.choice(sources), None, name)
         else:
-            yield Key(network, port, address, None, rng.choice(PROCESSES), name)
+            yield Key(network, port, address, None, rng.choice(PROCESSES), name, rng.random() < 0.7)
 
 
 def flows(key: Key, case: Case) -> Iterator[Flow]:
@@ -251,7 +255,20 @@ def socket_mask(compiled: Compiled, process: Process) -> int:
     mask |= dict(plan.uids).get(process.uid, 0)
     for gid in process.gids:
         mask |= dict(plan.gids).get(gid, 0)
-    return mask
+    return mask | plan.judged(process.path) | plan.placed(process.cgroup)
+
+
+def unmet(compiled: Compiled, process: Process) -> bool:
+    """Whether the program leaves a socket to userspace before that has judged executable and cgroup."""
+    plan = compiled.processes
+    mask = socket_mask(compiled, process)
+    if process.path not in dict(plan.paths):
+        mask &= ~plan.judged(process.path)
+    mask &= ~plan.placed(process.cgroup)
+    wanted = sum(bits for _, bits in plan.expressions if process.path not in dict(plan.paths))
+    for _, bits in plan.cgroups:
+        wanted |= bits
+    return bool(wanted & ~mask)
 
 
 def kernel(compiled: Compiled, key: Key) -> Verdict:
@@ -263,4 +280,6 @@ def kernel(compiled: Compiled, key: Key) -> Verdict:
         )[1]  # fmt: skip
     assert key.process is not None
     socket = dict(compiled.processes.classes).get(socket_mask(compiled, key.process), 30)
+    if not key.met and unmet(compiled, key.process):
+        socket = 30
     return compiled.lookup(key.network, key.port, family, int(key.address), socket=socket, names=names)[1]

@@ -54,7 +54,10 @@ def test_a_flow_without_a_name_matches_no_name() -> None:
         ("port_range", "a:b", "port range"), ("port_range", "1:70000", "65535"), ("network", "icmp", "tcp"),
         ("ip_version", 5, "4 or 6"), ("ip_version", True, "4 or 6"), ("domain", "", "empty"), ("domain", 4, "text"),
         ("user_id", "root", "number"), ("group_id", "root", "number"), ("group_id", -1, "0..4294967294"),
-        ("group", 100, "text"), ("query_type", "WHAT", "AAAA"), ("ip_is_private", "yes", "true or false"),
+        ("group", 100, "text"), ("cgroup", 1, "text"), ("cgroup", "", "empty"),
+        ("cgroup", "system.slice", 'write "/system.slice"'), ("cgroup", "/sys/fs/cgroup/a", "mount point"),
+        ("cgroup", "/a/../b", "as the kernel does"), ("cgroup", "/a//b", "as the kernel does"),
+        ("query_type", "WHAT", "AAAA"), ("ip_is_private", "yes", "true or false"),
     ],
 )  # fmt: skip
 def test_bad_values(key: str, value: Any, part: str) -> None:
