@@ -18,17 +18,22 @@ from msgspec import Struct
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Running
 from gateway.core.errors import GatewayError
+from gateway.core.flow import Network, Process
 from gateway.kernel.conntrack import Counted
 
 LIMIT = 10_000
 BATCH = 256
 """Flows looked at in one go: some milliseconds in which nothing else runs."""
+OWNED = 32
+"""The same of flows of this host, whose owners are looked up."""
 
 DIRECT = ("direct",)
 NETWORKS = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmp6"}
 
 Names = Callable[[IP, IP], tuple[str, ...]]
 """As ``core.contracts.Resolver.learned``."""
+Owner = Callable[[Network, Address, Address], Process | None]
+"""As ``core.contracts.Owners.find``."""
 
 
 class Row(Struct, frozen=True, gc=False):
@@ -50,9 +55,15 @@ class Row(Struct, frozen=True, gc=False):
     timeout: int | None = None
     destinations: int = 1
     """Of a UDP session, which may speak to many; ``destination`` is the first."""
+    process: str | None = None
+    """Path of the executable, of a flow of this host; so the next two."""
+    pid: int | None = None
+    user: str | None = None
+    """Its name, or its number where it has none."""
 
     def holds(self, word: str) -> bool:
-        texts = (self.plane, self.network, self.source, self.destination, self.name, self.inbound, *self.chain)
+        texts = (self.plane, self.network, self.source, self.destination, self.name, self.inbound, self.process,
+                 self.user, *self.chain)  # fmt: skip
         return any(text is not None and word in text for text in texts)
 
 
@@ -74,6 +85,7 @@ KEYS: dict[str, Callable[[Row], Any]] = {
     "source": lambda row: _natural(row.source),
     "destination": lambda row: _natural(row.destination),
     "outbound": lambda row: row.chain,
+    "process": lambda row: (row.process is None, row.process or "", row.pid or 0),
 }
 
 
@@ -111,11 +123,11 @@ def userspace_row(running: Running, now: float) -> Row | None:
     return Row(
         "userspace", flow.network, str(flow.source), str(destinations[0]), running.name or None, flow.inbound,
         running.chain, running.rule, running.up, running.down, age=round(now - running.since, 1),
-        destinations=len(destinations),
+        destinations=len(destinations), **_owned(flow.process),
     )  # fmt: skip
 
 
-def kernel_row(found: Counted, names: Names) -> Row:
+def kernel_row(found: Counted, names: Names, process: Process | None = None) -> Row:
     entry, up, down = found.entry, found.up, found.down
     network = NETWORKS.get(entry.protocol, str(entry.protocol))
     source, destination = entry.source.ip, entry.destination.ip
@@ -124,8 +136,22 @@ def kernel_row(found: Counted, names: Names) -> Row:
         "kernel", network, _end(entry.source, network), _end(entry.destination, network),
         learned[0] if learned else None, chain=DIRECT,
         up=up and up.bytes, down=down and down.bytes,
-        packets_up=up and up.packets, packets_down=down and down.packets, timeout=found.timeout,
+        packets_up=up and up.packets, packets_down=down and down.packets, timeout=found.timeout, **_owned(process),
     )  # fmt: skip
+
+
+def _owned(process: Process | None) -> dict[str, Any]:
+    if process is None:
+        return {}
+    user = process.user or (str(process.uid) if process.uid >= 0 else None)
+    return {"process": process.path or None, "pid": process.pid or None, "user": user}
+
+
+def _owner(found: Counted, owner: Owner) -> Process | None:
+    network = NETWORKS.get(found.entry.protocol)
+    if network == "tcp" or network == "udp":
+        return owner("tcp" if network == "tcp" else "udp", found.entry.source, found.entry.destination)
+    return None
 
 
 def _end(address: Address, network: str) -> str:
@@ -134,10 +160,10 @@ def _end(address: Address, network: str) -> str:
 
 async def listing(
     running: Sequence[Running], tracked: Generator[Counted, None, None] | None, names: Names, now: float,
-    request: dict[str, Any],
+    request: dict[str, Any], owner: Owner = lambda network, source, destination: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names`` is asked in the
-    loop, to which it belongs. Raises GatewayError."""
+    """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names`` and ``owner`` are
+    asked in the loop, to which they belong. Raises GatewayError."""
     sort, words = request.get("sort", "bytes"), request.get("filter", [])
     if sort not in KEYS:
         raise GatewayError(f'no sort key "{sort}"; keys: {", ".join(KEYS)}')
@@ -150,6 +176,12 @@ async def listing(
     if tracked is not None:
         with closing(tracked):
             while batch := await asyncio.to_thread(lambda: list(islice(tracked, BATCH))):
+                owned = 0
                 for found in batch:
-                    chosen.add(kernel_row(found, names))
+                    process = _owner(found, owner)
+                    chosen.add(kernel_row(found, names, process))
+                    owned += process is not None
+                    if owned == OWNED:
+                        owned = 0
+                        await asyncio.sleep(0)
     return {"flows": chosen.rows(), "left_out": chosen.left_out}

@@ -203,6 +203,7 @@ class Kernel:
         learned, changes = self._learned.rebuilt(state.compiled, self._plane.edge.loop.time())
         turned = state.compiled.processes != old.compiled.processes
         turned = turned or state.options.kernel.cgroup != old.options.kernel.cgroup
+        turned = turned or (self._marks is None and self._finds(state))
         try:
             if self._steerer is None:
                 self._mark_processes()
@@ -281,6 +282,11 @@ class Kernel:
 
     # -- processes
 
+    @staticmethod
+    def _finds(state: State) -> bool:
+        """Owners are wanted for people to see, also where no rule asks for them."""
+        return state.config.route is not None and bool(state.config.route.find_process)
+
     def _mark_processes(self) -> None:
         """Programs for the plan's processes; where the kernel refuses them local sockets are of no known class."""
         plan, where = self.compiled.processes, self._state.options.kernel.cgroup
@@ -292,7 +298,7 @@ class Kernel:
                 self._marks = self._plane.owners.marks = None
             if self._marks is not None:
                 self._marks.apply(plan)
-            elif not plan.empty:
+            elif not plan.empty or self._finds(self._state):
                 self._marks = self._plane.owners.marks = ProcessMarks(where or cgroup.mount_point(), plan)
                 self._marked = where
             if self._marks is not None and self._marks.instead:

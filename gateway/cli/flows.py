@@ -15,9 +15,11 @@ from gateway.service.control import ask
 
 WIDTH = 120
 HEAD = ("PLANE", "NET", "SOURCE", "DESTINATION", "OUTBOUND", "UP", "DOWN", "AGE", "RULE")
+PROCESS = "PROCESS"
+"""Where a flow of this host is listed."""
 RIGHT = {"UP", "DOWN", "AGE", "RULE"}
 OUTBOUND = 20
-"""Characters of the column."""
+"""Characters of the column, and of the process's."""
 SYSCTL = "net.netfilter.nf_conntrack_acct"
 
 Flow = dict[str, Any]
@@ -52,15 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
 def table(flows: Sequence[Flow], width: int = WIDTH) -> list[str]:
     """Aligned lines of at most ``width`` characters; what is cut keeps its end, where the port is."""
     rows = [HEAD, *(_cells(flow) for flow in flows)]
+    if any(flow.get("user") for flow in flows):
+        at = HEAD.index("OUTBOUND")
+        owners = (PROCESS, *map(_owner, flows))
+        rows = [(*row[:at], owner, *row[at:]) for row, owner in zip(rows, owners, strict=True)]
+    head = rows[0]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    source, destination = HEAD.index("SOURCE"), HEAD.index("DESTINATION")
-    room = width - 2 * (len(HEAD) - 1) - sum(widths) + widths[source] + widths[destination]
+    source, destination = head.index("SOURCE"), head.index("DESTINATION")
+    room = width - 2 * (len(head) - 1) - sum(widths) + widths[source] + widths[destination]
     widths[source] = min(widths[source], max(room // 2, room - widths[destination]))
     widths[destination] = min(widths[destination], room - widths[source])
     return [
         "  ".join(
             cell.rjust(size) if name in RIGHT else _cut(cell, size).ljust(size)
-            for name, cell, size in zip(HEAD, row, widths, strict=True)
+            for name, cell, size in zip(head, row, widths, strict=True)
         )
         for row in rows
     ]
@@ -70,8 +77,7 @@ def _cells(flow: Flow) -> tuple[str, ...]:
     destination = flow["destination"]
     if flow["name"]:
         port = f":{destination.rpartition(':')[2]}" if flow["network"] in ("tcp", "udp") else ""
-        # It is a stranger's word, and goes to a terminal.
-        destination = "".join(one if one.isprintable() else "?" for one in flow["name"]) + port
+        destination = _printable(flow["name"]) + port
     if flow["destinations"] > 1:
         destination += f" +{flow['destinations'] - 1}"
     chain = ">".join(flow["chain"]) or "-"
@@ -80,6 +86,21 @@ def _cells(flow: Flow) -> tuple[str, ...]:
         flow["plane"], flow["network"], flow["source"], destination, _cut(chain, OUTBOUND), size(flow["up"]),
         size(flow["down"]), age(flow["age"]), rule,
     )  # fmt: skip
+
+
+def _owner(flow: Flow) -> str:
+    """Name, number and user of the process."""
+    if not flow.get("user"):
+        return "-"
+    pid = f"[{flow['pid']}]" if flow["pid"] else ""
+    name = _printable((flow["process"] or "?").rpartition("/")[2])
+    user = _printable(flow["user"])
+    return f"{_cut(name, max(OUTBOUND - len(pid) - len(user) - 1, 5))}{pid} {user[:OUTBOUND]}"
+
+
+def _printable(text: str) -> str:
+    """It is a stranger's word, and goes to a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _cut(text: str, width: int) -> str:

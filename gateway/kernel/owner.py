@@ -95,9 +95,10 @@ class SocketOwners:
         self._diag.close()
         self._route.close()
 
-    def find(self, network: Network, source: Address, destination: Address) -> Process | None:
+    def find(self, network: Network, source: Address, destination: Address, *, search: bool = True) -> Process | None:
         """The process behind the socket that sends from ``source`` to ``destination``; None for a forwarded flow, a
-        socket that is gone, and a domain name in place of an address."""
+        socket that is gone, and a domain name in place of an address. Not ``search``: the processes are not searched,
+        so that of one that the programs do not know the user alone is found."""
         ip = source.ip
         if ip is None or destination.ip is None or ip.version != destination.ip.version:
             return None
@@ -117,12 +118,12 @@ class SocketOwners:
             return None
         owner = self.marks.owner(found.cookie) if self.marks else None
         if owner is None:
-            return _of_inode(found.inode, found.uid) if found.inode else None
+            return _of_inode(found.inode, found.uid, search) if found.inode else None
         known = _of_record(owner, found.uid)
         if known.path or owner.complete or not found.inode:
             return known
         # The process has ended, and another may hold the socket; the kernel went by the cgroup of the first.
-        holder = _of_inode(found.inode, found.uid)
+        holder = _of_inode(found.inode, found.uid, search)
         return holder._replace(cgroup=known.cgroup or holder.cgroup)
 
     def _socket(self, network: Network, source: Address, destination: Address) -> Found | None:
@@ -223,9 +224,9 @@ def _of_record(owner: Owner, uid: int) -> Process:
     return process(path, uid, (*primary, *(gid for gid in groups if gid not in primary)), owner.pid, place)
 
 
-def _of_inode(inode: int, uid: int) -> Process:
+def _of_inode(inode: int, uid: int, search: bool) -> Process:
     wanted = f"socket:[{inode}]"
-    for pid in _processes(uid):
+    for pid in _processes(uid) if search else ():
         try:
             with os.scandir(f"/proc/{pid}/fd") as entries:
                 if any(_target(entry.path) == wanted for entry in entries):
