@@ -24,8 +24,6 @@ from gateway.kernel.conntrack import Counted
 LIMIT = 10_000
 BATCH = 256
 """Flows looked at in one go: some milliseconds in which nothing else runs."""
-OWNED = 32
-"""The same of flows of this host, whose owners are looked up."""
 
 DIRECT = ("direct",)
 NETWORKS = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmp6"}
@@ -115,15 +113,17 @@ class Chosen:
         return [row for _, row in self._rows]
 
 
-def userspace_row(running: Running, now: float) -> Row | None:
+def userspace_row(running: Running, now: float, owner: Owner) -> Row | None:
     """None for a session of which the kernel carries all, or that is only remembered."""
     flow, destinations = running.flow, running.destinations
     if not destinations:
         return None
+    # A UDP session's is known to each of its destinations' routes alone.
+    process = flow.process or owner(flow.network, flow.source, flow.local or destinations[0])
     return Row(
         "userspace", flow.network, str(flow.source), str(destinations[0]), running.name or None, flow.inbound,
         running.chain, running.rule, running.up, running.down, age=round(now - running.since, 1),
-        destinations=len(destinations), **_owned(flow.process),
+        destinations=len(destinations), **_owned(process),
     )  # fmt: skip
 
 
@@ -170,18 +170,12 @@ async def listing(
     chosen = Chosen(sort, [str(word) for word in words])
     for start in range(0, len(running), BATCH):
         for one in running[start : start + BATCH]:
-            if (row := userspace_row(one, now)) is not None:
+            if (row := userspace_row(one, now, owner)) is not None:
                 chosen.add(row)
         await asyncio.sleep(0)
     if tracked is not None:
         with closing(tracked):
             while batch := await asyncio.to_thread(lambda: list(islice(tracked, BATCH))):
-                owned = 0
                 for found in batch:
-                    process = _owner(found, owner)
-                    chosen.add(kernel_row(found, names, process))
-                    owned += process is not None
-                    if owned == OWNED:
-                        owned = 0
-                        await asyncio.sleep(0)
+                    chosen.add(kernel_row(found, names, _owner(found, owner)))
     return {"flows": chosen.rows(), "left_out": chosen.left_out}
