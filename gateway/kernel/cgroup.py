@@ -31,11 +31,15 @@ def mount_point(mounts: Path = MOUNTS) -> Path:
     raise KernelError("find cgroup2", 0, "it is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
 
 
-def path_of(number: int) -> str:
-    """Path below the mount of the cgroup with this id ("/" is the root); "" where it is gone, outside of the mount, or
-    nobody may ask (CAP_DAC_READ_SEARCH)."""
+def path_of(number: int, pid: int = 0) -> str:
+    """Path below the mount of the cgroup with this id ("/" is the root); "" where it is gone or outside of the mount.
+    Without CAP_DAC_READ_SEARCH only that of process ``pid`` can be told, as long as it is there."""
     try:
         return _path_of(number)
+    except (KernelError, OSError):
+        path = path_of_process(pid)
+    try:
+        return path if path and os.stat(f"{mount_point()}{path}").st_ino == number else ""
     except (KernelError, OSError):
         return ""
 

@@ -220,7 +220,7 @@ def _of_record(owner: Owner, uid: int) -> Process:
     path = owner.path if owner.complete else executable(owner.pid)
     uid, primary = (uid, ()) if owner.real else (owner.uid, (owner.gid,))
     groups = supplementary(owner.pid, uid) if owner.groups is None else owner.groups
-    place = path_of(owner.cgroup) or path_of_process(owner.pid)
+    place = path_of(owner.cgroup, owner.pid) or path_of_process(owner.pid)
     return process(path, uid, (*primary, *(gid for gid in groups if gid not in primary)), owner.pid, place)
 
 

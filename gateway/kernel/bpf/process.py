@@ -188,7 +188,7 @@ class ProcessMarks:
             key = record.path_key(owner.path) if owner.unjudged else None
             if key is not None:
                 self._learn("executables", key, self._plan.judged(owner.path))
-            place = cgroup.path_of(owner.cgroup) if owner.unplaced else ""
+            place = cgroup.path_of(owner.cgroup, owner.pid) if owner.unplaced else ""
             if place:
                 self._learn("cgroups", record.cgroup_key(owner.cgroup), self._plan.placed(place))
 

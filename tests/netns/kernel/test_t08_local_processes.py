@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from gateway.config.text import strip
 from gateway.kernel import cgroup, conntrack, mark
 from gateway.lab.lab import Lab
 from gateway.lab.process import User
@@ -167,6 +169,17 @@ class Way(Whole):
         told = self.status()
         routes = "".join(str(self.gateway.run(["ip", family, "route"]).out) for family in ("-4", "-6"))
         return told.get("state") == "running" and told["steering"] and routes.count("default via") == 2
+
+    def reload(self) -> None:
+        """Apply what the file has."""
+        before = len(self.process.err.read_text())
+        os.kill(self.process.pid, signal.SIGHUP)
+
+        def said() -> str:
+            lines = self.process.err.read_text()[before:].splitlines()
+            return next((line for line in lines if "configuration applied" in line or "configuration kept" in line), "")
+
+        assert "configuration applied" in str(poll(said, "no word of the reload"))
 
     def program(self, name: str) -> Path:
         """A copy of the interpreter."""
@@ -438,6 +451,36 @@ threading.Event().wait()
         finally:
             os.kill(running.pid, signal.SIGKILL)
             running.wait(10)
+
+
+def test_the_documented_rules(way: Way) -> None:
+    """Of docs/processes.md, as the gateway that runs them explains them, and as a program meets them."""
+    (text,) = re.findall(r"```jsonc\n(.*?)```", (ROOT / "docs/processes.md").read_text(), re.S)
+    before = way.path.read_text()
+    value = json.loads(strip(text))
+    way.path.write_text(json.dumps(value | {"gateway": json.loads(before)["gateway"]}))
+    try:
+        way.reload()
+        for words, told in (
+            (["--cgroup", "/system.slice/backup.service/worker", "--user", "news"], ("kernel", "direct")),
+            (["--cgroup", "/system.slice/backup.service.d"], ("kernel", "direct")),
+            (["--process", "/opt/games/bin/updater"], ("kernel", "direct")),
+            (["--process", "/opt/games/bin/chess"], ("userspace", "user")),
+            (["--process", "/opt/tools/bin/chess"], ("kernel", "direct")),
+            (["--user", "mail"], ("kernel", "reject")),
+        ):
+            found = way.command("explain", SITES[4], "--json", *words).json()
+            assert (found["where"], found["verdict"]) == told, words
+        enter = f"echo $$ > {way.gateway.group}/cgroup.procs"
+        program, work = way.program("any/tool"), 'print(json.dumps([ask("tcp", 4, site4, port)]))'
+        asked = way.ask(program, work, before=enter)
+        refused = 'try:\n ask("tcp", 4, site4, port)\nexcept ConnectionError:\n print("[[0, 0]]")'
+        news = User(pwd.getpwnam("news").pw_uid, 4000)
+        assert way.ask(program, refused, user=news) == [(0, 0)]
+        assert [one[2] for one in asked] == ["near"]
+    finally:
+        way.path.write_text(before)
+        way.reload()
 
 
 def test_explain_says_the_same(way: Way) -> None:

@@ -42,4 +42,16 @@ def test_a_path_by_its_number() -> None:
     finally:
         cgroup.remove(made)
     assert cgroup.path_of(mount.stat().st_ino) == "/"
-    assert cgroup.path_of(1 << 60) == ""
+    assert cgroup.path_of(1 << 60, os.getpid()) == ""
+
+
+def test_a_path_of_a_process_where_numbers_may_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(number: int) -> str:
+        raise PermissionError(1, str(number))
+
+    monkeypatch.setattr(cgroup, "_path_of", refused)
+    path = cgroup.path_of_process(os.getpid())
+    number = os.stat(f"{cgroup.mount_point()}{path}").st_ino
+    assert cgroup.path_of(number, os.getpid()) == path
+    assert cgroup.path_of(number + 1, os.getpid()) == "", "it is in another one now"
+    assert cgroup.path_of(number) == ""
