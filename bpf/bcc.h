@@ -26,7 +26,7 @@
 /* process.bpf.c */
 static __always_inline __u64 bits(void *map, void *key, __u32 epoch);
 
-static __always_inline __u64 observe(struct owner *owner, __u32 epoch)
+static __always_inline __u64 observe(struct owner *owner, const struct asks *asks, __u32 epoch)
 {
 	__u64 user = bpf_get_current_uid_gid();
 

@@ -40,6 +40,18 @@ RULES(gids, __u32, 8192);
 /* mask -> socket class + 1; 0 on a side: the mask is not of that plan. */
 RULES(classes, __u64, 32768);
 
+/* What userspace has judged; at the bound what was met longest ago is forgotten, and judged anew when it comes back. */
+#define LEARNED(NAME, KEY, SIZE) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_LRU_HASH); \
+		__uint(max_entries, SIZE); \
+		__type(key, KEY); \
+		__type(value, struct learned); \
+	} NAME SEC(".maps")
+
+LEARNED(executables, path_key, 2048);
+LEARNED(cgroups, __u64, 4096);
+
 /* At the bound the socket used longest ago is forgotten; its owner is then found through /proc. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -66,9 +78,21 @@ struct {
 
 /* process.bpf.c */
 static __always_inline __u64 bits(void *map, void *key, __u32 epoch);
+static __always_inline __u64 learned(void *map, void *key, __u32 epoch, __u32 *flags, __u32 missing);
+
+/* Of a path that the plan lists it knows which expressions hold. */
+static __always_inline __u64 by_path(struct owner *owner, const struct asks *asks, __u32 epoch)
+{
+	__u64 mask = bits(MAP(paths), owner->path, epoch);
+
+	if (!mask && asks->expressions)
+		mask = learned(MAP(executables), owner->path, epoch, &owner->flags, PATH_UNJUDGED);
+	return mask;
+}
 
 /* Path and name. The name is looked up while the leaf stands alone in the buffer: its first bytes are then the key. */
-static __always_inline __u64 by_executable(struct task_struct *task, struct owner *owner, __u32 epoch)
+static __always_inline __u64
+by_executable(struct task_struct *task, struct owner *owner, const struct asks *asks, __u32 epoch)
 {
 	struct place place;
 	__u64 mask, at;
@@ -86,7 +110,7 @@ static __always_inline __u64 by_executable(struct task_struct *task, struct owne
 	for (i = 0; i < DEPTH; i++) {
 		if (climb(&place, &end)) {
 			if (end)
-				return mask | bits(MAP(paths), owner->path, epoch);
+				return mask | by_path(owner, asks, epoch);
 			continue;
 		}
 		at = append(owner->path, at, place.dentry);
@@ -125,10 +149,10 @@ static __always_inline __u64 by_user(struct task_struct *task, struct owner *own
 	return mask;
 }
 
-static __always_inline __u64 observe(struct owner *owner, __u32 epoch)
+static __always_inline __u64 observe(struct owner *owner, const struct asks *asks, __u32 epoch)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	__u64 mask = by_executable(task, owner, epoch);
+	__u64 mask = by_executable(task, owner, asks, epoch);
 
 	return mask | by_user(task, owner, epoch);
 }

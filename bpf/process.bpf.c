@@ -6,7 +6,9 @@
  * connect4/6 and sendmsg4/6 decide again, since user, groups and executable may have changed meanwhile.
  *
  * What cannot be seen whole (a path too long, too many groups) gets UNKNOWN where it could change the class: userspace
- * then judges. The plan is double: every value has two sides, and `settings.epoch`, read once a call, says which holds.
+ * then judges. So does, where expressions or cgroups are asked for, an executable or cgroup that userspace has not judged
+ * yet; that it has done so is `learned`. The plan is double: every value has two sides, and `settings.epoch`, read once a
+ * call, says which holds.
  *
  * One program, two ways into the kernel: co_re.h has the maps and what is seen of a task where BTF tells its layout,
  * bcc.h what is left without.
@@ -29,6 +31,17 @@ static __always_inline __u64 bits(void *map, void *key, __u32 epoch)
 	return sides ? sides->of[epoch & 1] : 0;
 }
 
+/* What userspace says of `key` under this plan; where it has said nothing yet, `missing` goes into `flags`. */
+static __always_inline __u64 learned(void *map, void *key, __u32 epoch, __u32 *flags, __u32 missing)
+{
+	struct learned *found = bpf_map_lookup_elem(map, key);
+
+	if (found && found->epoch == epoch)
+		return found->bits;
+	*flags |= missing;
+	return 0;
+}
+
 /* Bits that the mask of this task might have beside those it has. */
 static __always_inline __u64 unseen(const struct asks *asks, __u32 flags)
 {
@@ -40,25 +53,33 @@ static __always_inline __u64 unseen(const struct asks *asks, __u32 flags)
 		mask |= asks->names;
 	if (flags & GROUPS_INCOMPLETE)
 		mask |= asks->gids;
+	if (flags & PATH_UNJUDGED)
+		mask |= asks->expressions;
+	if (flags & CGROUP_UNJUDGED)
+		mask |= asks->cgroups;
 	return mask;
 }
 
 /* Class of the current task; fills in `owner`. */
 static __always_inline __u32 judge(const struct settings *plan, struct owner *owner)
 {
-	__u32 epoch = plan->epoch & 1;
+	__u32 epoch = plan->epoch;
+	const struct asks *asks = &plan->asks[epoch & 1];
 	struct sides *sides;
 	__u64 mask;
 
 	owner->tgid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
-	mask = observe(owner, epoch);
-	if (unseen(&plan->asks[epoch], owner->flags) & ~mask)
+	owner->cgroup = bpf_get_current_cgroup_id();
+	mask = observe(owner, asks, epoch);
+	if (asks->cgroups)
+		mask |= learned(MAP(cgroups), &owner->cgroup, epoch, &owner->flags, CGROUP_UNJUDGED);
+	if (unseen(asks, owner->flags) & ~mask)
 		return UNKNOWN;
 	sides = bpf_map_lookup_elem(MAP(classes), &mask);
-	if (!sides || !sides->of[epoch])
+	if (!sides || !sides->of[epoch & 1])
 		return UNKNOWN;
-	return (__u32)sides->of[epoch] - 1;
+	return (__u32)sides->of[epoch & 1] - 1;
 }
 
 /* May a mark be given to a socket that carries `mark`? Only in place of nothing, or of a class. */

@@ -30,25 +30,40 @@
 #define GROUPS_INCOMPLETE 4u
 /* uid and gid are the real ones, not those of file access. */
 #define REAL_USER 8u
+/* Userspace has not said yet which expressions hold for the path, which rules for the cgroup. */
+#define PATH_UNJUDGED 16u
+#define CGROUP_UNJUDGED 32u
 
-/* Bits that the plan gives to any path, name or group: an incomplete answer matters where one of them is not set yet. */
+/*
+ * Bits that the plan gives to any path (by list or by expression), name, group, expression and cgroup: what is not known
+ * of them matters where one of the bits is not set yet.
+ */
 struct asks {
 	__u64 paths;
 	__u64 names;
 	__u64 gids;
+	__u64 expressions;
+	__u64 cgroups;
 };
 
 /* Element 0 of the array `settings`. A netns of 0 is nobody's: the programs then do nothing. */
 struct settings {
 	__u64 netns; /* cookie of the network namespace that is steered */
-	__u32 epoch; /* which half of each `sides` holds: 0 or 1 */
+	__u32 epoch; /* number of the plan; its last bit says which half of each `sides` holds */
 	__u32 pad;
-	struct asks asks[2]; /* by epoch */
+	struct asks asks[2]; /* by the epoch's last bit */
 };
 
 /* Two plans at once: the one in force and the one before or after it. */
 struct sides {
 	__u64 of[2];
+};
+
+/* What userspace found out, by path or cgroup; of the plan of that epoch alone. */
+struct learned {
+	__u64 bits;
+	__u32 epoch;
+	__u32 pad;
 };
 
 /* Value of `owners`, by socket cookie. */
@@ -59,6 +74,7 @@ struct owner {
 	__u32 uid;
 	__u32 gid;
 	__u32 flags;
+	__u64 cgroup; /* id in cgroup2: never used again, and a cgroup keeps its path */
 };
 
 /* Value of `members`, by socket cookie: supplementary groups of the owner. */

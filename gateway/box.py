@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,8 @@ class Box:
         plane = self.plane
         tracked = None if self.kernel is None else conntrack.counted(mark.DIRECT, mark.CLASS)
         now = plane.edge.loop.time()
-        return await listing(plane.router.flows(), tracked, plane.resolver.learned, plane.devices, now, request)
+        owner = partial(plane.owners.find, search=False)
+        return await listing(plane.router.flows(), tracked, plane.resolver.learned, plane.devices, now, request, owner)
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""

@@ -18,6 +18,7 @@ from msgspec import Struct
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Devices, Running
 from gateway.core.errors import GatewayError
+from gateway.core.flow import Network, Process
 from gateway.kernel.conntrack import Counted
 
 LIMIT = 10_000
@@ -29,6 +30,8 @@ NETWORKS = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmp6"}
 
 Names = Callable[[IP, IP], tuple[str, ...]]
 """As ``core.contracts.Resolver.learned``."""
+Owner = Callable[[Network, Address, Address], Process | None]
+"""As ``core.contracts.Owners.find``."""
 
 
 class Row(Struct, frozen=True, gc=False):
@@ -54,11 +57,16 @@ class Row(Struct, frozen=True, gc=False):
     """Hardware address of the LAN's device that it comes from."""
     hostname: str | None = None
     """Of that device, by its lease."""
+    process: str | None = None
+    """Path of the executable, of a flow of this host; so the next two."""
+    pid: int | None = None
+    user: str | None = None
+    """Its name, or its number where it has none."""
 
     def holds(self, word: str) -> bool:
         texts = (
             self.plane, self.network, self.source, self.destination, self.name, self.inbound, *self.chain, self.device,
-            self.hostname,
+            self.hostname, self.process, self.user,
         )  # fmt: skip
         return any(text is not None and word in text for text in texts)
 
@@ -81,6 +89,7 @@ KEYS: dict[str, Callable[[Row], Any]] = {
     "source": lambda row: _natural(row.source),
     "destination": lambda row: _natural(row.destination),
     "outbound": lambda row: row.chain,
+    "process": lambda row: (row.process is None, row.process or "", row.pid or 0),
 }
 
 
@@ -110,37 +119,51 @@ class Chosen:
         return [row for _, row in self._rows]
 
 
-def userspace_row(running: Running, devices: Devices, now: float) -> Row | None:
+def userspace_row(running: Running, devices: Devices, now: float, owner: Owner) -> Row | None:
     """None for a session of which the kernel carries all, or that is only remembered."""
     flow, destinations = running.flow, running.destinations
     if not destinations:
         return None
-    device, hostname = _device(devices, flow.source.ip)
+    # A UDP session's is known to each of its destinations' routes alone.
+    process = flow.process or owner(flow.network, flow.source, flow.local or destinations[0])
     return Row(
         "userspace", flow.network, str(flow.source), str(destinations[0]), running.name or None, flow.inbound,
         running.chain, running.rule, running.up, running.down, age=round(now - running.since, 1),
-        destinations=len(destinations), device=device, hostname=hostname,
+        destinations=len(destinations), **_owned(process), **_from(devices, flow.source.ip),
     )  # fmt: skip
 
 
-def kernel_row(found: Counted, names: Names, devices: Devices) -> Row:
+def kernel_row(found: Counted, names: Names, devices: Devices, process: Process | None = None) -> Row:
     entry, up, down = found.entry, found.up, found.down
     network = NETWORKS.get(entry.protocol, str(entry.protocol))
     source, destination = entry.source.ip, entry.destination.ip
     learned = names(destination, source) if source is not None and destination is not None else ()
-    device, hostname = _device(devices, source)
     return Row(
         "kernel", network, _end(entry.source, network), _end(entry.destination, network),
         learned[0] if learned else None, chain=DIRECT,
         up=up and up.bytes, down=down and down.bytes,
-        packets_up=up and up.packets, packets_down=down and down.packets, timeout=found.timeout,
-        device=device, hostname=hostname,
+        packets_up=up and up.packets, packets_down=down and down.packets, timeout=found.timeout, **_owned(process),
+        **_from(devices, source),
     )  # fmt: skip
 
 
-def _device(devices: Devices, source: IP | None) -> tuple[str | None, str | None]:
+def _from(devices: Devices, source: IP | None) -> dict[str, Any]:
     device = devices.find(source) if source is not None else None
-    return (None, None) if device is None else (device.mac or None, device.hostname or None)
+    return {} if device is None else {"device": device.mac or None, "hostname": device.hostname or None}
+
+
+def _owned(process: Process | None) -> dict[str, Any]:
+    if process is None:
+        return {}
+    user = process.user or (str(process.uid) if process.uid >= 0 else None)
+    return {"process": process.path or None, "pid": process.pid or None, "user": user}
+
+
+def _owner(found: Counted, owner: Owner) -> Process | None:
+    network = NETWORKS.get(found.entry.protocol)
+    if network == "tcp" or network == "udp":
+        return owner("tcp" if network == "tcp" else "udp", found.entry.source, found.entry.destination)
+    return None
 
 
 def _end(address: Address, network: str) -> str:
@@ -148,23 +171,23 @@ def _end(address: Address, network: str) -> str:
 
 
 async def listing(
-    running: Sequence[Running], tracked: Generator[Counted, None, None] | None, names: Names,
-    devices: Devices, now: float, request: dict[str, Any],
+    running: Sequence[Running], tracked: Generator[Counted, None, None] | None, names: Names, devices: Devices,
+    now: float, request: dict[str, Any], owner: Owner = lambda network, source, destination: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names`` and
-    ``devices`` are asked in the loop, to which they belong. Raises GatewayError."""
+    """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names``, ``devices`` and
+    ``owner`` are asked in the loop, to which they belong. Raises GatewayError."""
     sort, words = request.get("sort", "bytes"), request.get("filter", [])
     if sort not in KEYS:
         raise GatewayError(f'no sort key "{sort}"; keys: {", ".join(KEYS)}')
     chosen = Chosen(sort, [str(word) for word in words])
     for start in range(0, len(running), BATCH):
         for one in running[start : start + BATCH]:
-            if (row := userspace_row(one, devices, now)) is not None:
+            if (row := userspace_row(one, devices, now, owner)) is not None:
                 chosen.add(row)
         await asyncio.sleep(0)
     if tracked is not None:
         with closing(tracked):
             while batch := await asyncio.to_thread(lambda: list(islice(tracked, BATCH))):
                 for found in batch:
-                    chosen.add(kernel_row(found, names, devices))
+                    chosen.add(kernel_row(found, names, devices, _owner(found, owner)))
     return {"flows": chosen.rows(), "left_out": chosen.left_out}

@@ -12,8 +12,8 @@ from gateway.config.root import Config
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Devices
 from gateway.core.errors import GatewayError
-from gateway.core.flow import Device, Process
-from gateway.kernel.owner import group_names
+from gateway.core.flow import Device
+from gateway.kernel.owner import process as owned_by
 from gateway.kernel.plan import Steering
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Engine
@@ -33,9 +33,9 @@ def predict(
     lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
-    shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of ``lans`` is
-    never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where the CO-RE
-    programs are loaded. Raises GatewayError."""
+    cgroup, shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of
+    ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
+    the CO-RE programs are loaded. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -49,9 +49,10 @@ def predict(
         if not any(device) and devices is not None:
             device = devices.find(source.ip)
     else:
-        path, uid, user = str(request.get("process", "")), int(request.get("uid", -1)), str(request.get("user", ""))
-        gids = tuple(map(int, request.get("gids", ())))
-        process = Process(path, uid, user, gids, groups=group_names(gids))
+        gids, place = tuple(map(int, request.get("gids", ()))), str(request.get("cgroup", ""))
+        process = owned_by(str(request.get("process", "")), int(request.get("uid", -1)), gids, cgroup=place)
+        if user := str(request.get("user", "")):
+            process = process._replace(user=user)
     client = source.ip if source is not None else target.ip
     known = names(target.ip, client) if target.ip is not None and client is not None else ()
     query = Query(

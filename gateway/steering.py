@@ -161,11 +161,12 @@ class Kernel:
     @property
     def steering(self) -> Steering:
         """The compiled plan, as far as it can be in force. Where the CO-RE programs are missing nftables judges users,
-        if the plan asks for nothing else; with others in it every local socket is of an unknown class, so that
-        userspace looks its owner up."""
-        plan, marks = self.compiled.steering, self._marks
-        if "process rules" in self.problems or (marks is not None and marks.instead):
-            return replace(plan, local=(), users=by_user(self.compiled.processes, plan))
+        BCC's program cgroups, if the plan asks for nothing else; with others in it every local socket is of an unknown
+        class, so that userspace looks its owner up."""
+        plan, processes, marks = self.compiled.steering, self.compiled.processes, self._marks
+        less = marks is not None and marks.instead and not processes.by_cgroup
+        if "process rules" in self.problems or less:
+            return replace(plan, local=(), users=by_user(processes, plan))
         return plan
 
     def _hold(self) -> None:
@@ -212,6 +213,7 @@ class Kernel:
         learned, changes = self._learned.rebuilt(state.compiled, self._plane.edge.loop.time())
         turned = state.compiled.processes != old.compiled.processes
         turned = turned or state.options.kernel.cgroup != old.options.kernel.cgroup
+        turned = turned or (self._marks is None and self._finds(state))
         try:
             if self._steerer is None:
                 self._mark_processes()
@@ -297,6 +299,11 @@ class Kernel:
 
     # -- processes
 
+    @staticmethod
+    def _finds(state: State) -> bool:
+        """Owners are wanted for people to see, also where no rule asks for them."""
+        return state.config.route is not None and bool(state.config.route.find_process)
+
     def _mark_processes(self) -> None:
         """Programs for the plan's processes; where the kernel refuses them local sockets are of no known class."""
         plan, where = self.compiled.processes, self._state.options.kernel.cgroup
@@ -308,7 +315,7 @@ class Kernel:
                 self._marks = self._plane.owners.marks = None
             if self._marks is not None:
                 self._marks.apply(plan)
-            elif plan.paths or plan.names or plan.uids or plan.gids:
+            elif not plan.empty or self._finds(self._state):
                 self._marks = self._plane.owners.marks = ProcessMarks(where or cgroup.mount_point(), plan)
                 self._marked = where
             if self._marks is not None and self._marks.instead:

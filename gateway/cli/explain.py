@@ -29,12 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostname", default="", metavar="NAME", help="name in its DHCP lease")
     parser.add_argument("--process", default="", metavar="PATH", help="executable of a flow of this host")
     parser.add_argument("--user", default="", help="its user, by name, with the groups of a login")
+    parser.add_argument("--cgroup", default="", metavar="PATH", help="its cgroup, as /proc/PID/cgroup has it (0::)")
     parser.add_argument("--shown", default="", metavar="NAME", help="what the flow would say of itself (SNI, Host)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asked = ("destination", "port", "network", "source", "mac", "interface", "hostname", "process", "shown")
+    asked = ("destination", "port", "network", "source", "mac", "interface", "hostname", "process", "cgroup", "shown")
     request: dict[str, Any] = {name: getattr(arguments, name) for name in asked}
     request |= {"command": "explain", "uid": -1, "user": arguments.user}
     if arguments.user:

@@ -15,9 +15,11 @@ from gateway.service.control import ask
 
 WIDTH = 120
 HEAD = ("PLANE", "NET", "SOURCE", "DESTINATION", "OUTBOUND", "UP", "DOWN", "AGE", "RULE")
+PROCESS = "PROCESS"
+"""Where a flow of this host is listed."""
 RIGHT = {"UP", "DOWN", "AGE", "RULE"}
 OUTBOUND = 20
-"""Characters of the column."""
+"""Characters of the column, and of the process's."""
 SYSCTL = "net.netfilter.nf_conntrack_acct"
 
 Flow = dict[str, Any]
@@ -53,31 +55,36 @@ def run(arguments: argparse.Namespace) -> int:
 def table(flows: Sequence[Flow], width: int = WIDTH, *, numeric: bool = False) -> list[str]:
     """Aligned lines of at most ``width`` characters; what is cut keeps its end, where the port is."""
     rows = [HEAD, *(_cells(flow, numeric) for flow in flows)]
+    if any(flow.get("user") for flow in flows):
+        at = HEAD.index("OUTBOUND")
+        owners = (PROCESS, *map(_owner, flows))
+        rows = [(*row[:at], owner, *row[at:]) for row, owner in zip(rows, owners, strict=True)]
+    head = rows[0]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    source, destination = HEAD.index("SOURCE"), HEAD.index("DESTINATION")
-    room = width - 2 * (len(HEAD) - 1) - sum(widths) + widths[source] + widths[destination]
+    source, destination = head.index("SOURCE"), head.index("DESTINATION")
+    room = width - 2 * (len(head) - 1) - sum(widths) + widths[source] + widths[destination]
     widths[source] = min(widths[source], max(room // 2, room - widths[destination]))
     widths[destination] = min(widths[destination], room - widths[source])
     return [
         "  ".join(
             cell.rjust(size) if name in RIGHT else _cut(cell, size).ljust(size)
-            for name, cell, size in zip(HEAD, row, widths, strict=True)
+            for name, cell, size in zip(head, row, widths, strict=True)
         )
         for row in rows
     ]
 
 
 def _named(flow: Flow, end: str, name: str | None) -> str:
-    """One end with its name in place of the address. The name is a stranger's word, and goes to a terminal."""
+    """One end with its name in place of the address."""
     if not name:
         return str(flow[end])
     port = f":{flow[end].rpartition(':')[2]}" if flow["network"] in ("tcp", "udp") else ""
-    return "".join(one if one.isprintable() else "?" for one in name) + port
+    return _printable(name) + port
 
 
 def _cells(flow: Flow, numeric: bool) -> tuple[str, ...]:
     destination = _named(flow, "destination", flow["name"])
-    source = _named(flow, "source", None if numeric else flow["hostname"])
+    source = _named(flow, "source", None if numeric else flow.get("hostname"))
     if flow["destinations"] > 1:
         destination += f" +{flow['destinations'] - 1}"
     chain = ">".join(flow["chain"]) or "-"
@@ -86,6 +93,21 @@ def _cells(flow: Flow, numeric: bool) -> tuple[str, ...]:
         flow["plane"], flow["network"], source, destination, _cut(chain, OUTBOUND), size(flow["up"]),
         size(flow["down"]), age(flow["age"]), rule,
     )  # fmt: skip
+
+
+def _owner(flow: Flow) -> str:
+    """Name, number and user of the process."""
+    if not flow.get("user"):
+        return "-"
+    pid = f"[{flow['pid']}]" if flow["pid"] else ""
+    name = _printable((flow["process"] or "?").rpartition("/")[2])
+    user = _printable(flow["user"])
+    return f"{_cut(name, max(OUTBOUND - len(pid) - len(user) - 1, 5))}{pid} {user[:OUTBOUND]}"
+
+
+def _printable(text: str) -> str:
+    """It is a stranger's word, and goes to a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _cut(text: str, width: int) -> str:

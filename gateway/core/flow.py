@@ -22,10 +22,21 @@ class Process(NamedTuple):
     pid: int = 0
     groups: tuple[str, ...] = ()
     """Names of ``gids``, where they have one."""
+    aliases: tuple[str, ...] = ()
+    """Names of ``uid`` beside ``user``, where it has several."""
+    cgroup: str = ""
+    """Path in cgroup2, as its mount shows it: "/" is the root; empty if unknown."""
 
     @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
+
+
+def lineage(cgroup: str) -> tuple[str, ...]:
+    """A cgroup by its path, and all those above it; none for ""."""
+    parts = cgroup.strip("/").split("/")
+    above = ("/".join(["", *parts[:count]]) for count in range(len(parts), 0, -1))
+    return (*(path for path in above if path != "/"), "/") if cgroup else ()
 
 
 class Device(NamedTuple):

@@ -3,7 +3,7 @@
 ::
 
     sock_diag, one exact lookup     source, destination -> uid, inode, cookie      (a forwarded flow ends here)
-    owners map of process.bpf.c     cookie -> path, uid, gid, pid
+    owners map of process.bpf.c     cookie -> path, uid, gid, pid, cgroup
     else /proc/PID/fd               inode -> pid -> /proc/PID/exe
 
 Not a scan of /proc/net. Wire formats: linux/inet_diag.h, linux/sock_diag.h. Calls do not block but
@@ -27,6 +27,7 @@ from gateway.core.address import IP, Address
 from gateway.core.errors import KernelError
 from gateway.core.flow import Network, Process
 from gateway.kernel.bpf.record import Owner
+from gateway.kernel.cgroup import path_of, path_of_process
 from gateway.kernel.netlink.lookup import NETLINK_ROUTE, Lookup, route_to
 
 NETLINK_SOCK_DIAG = 4
@@ -84,9 +85,10 @@ class SocketOwners:
         self._diag.close()
         self._route.close()
 
-    def find(self, network: Network, source: Address, destination: Address) -> Process | None:
+    def find(self, network: Network, source: Address, destination: Address, *, search: bool = True) -> Process | None:
         """The process behind the socket that sends from ``source`` to ``destination``; None for a forwarded flow, a
-        socket that is gone, and a domain name in place of an address."""
+        socket that is gone, and a domain name in place of an address. Not ``search``: the processes are not searched,
+        so that of one that the programs do not know the user alone is found."""
         ip = source.ip
         if ip is None or destination.ip is None or ip.version != destination.ip.version:
             return None
@@ -105,12 +107,14 @@ class SocketOwners:
         if found is None:
             return None
         owner = self.marks.owner(found.cookie) if self.marks else None
-        if owner is not None:
-            known = _of_record(owner, found.uid)
-            # Without a path: the process has ended, and another may hold the socket.
-            if known.path or owner.complete or not found.inode:
-                return known
-        return _of_inode(found.inode, found.uid) if found.inode else None
+        if owner is None:
+            return _of_inode(found.inode, found.uid, search) if found.inode else None
+        known = _of_record(owner, found.uid)
+        if known.path or owner.complete or not found.inode:
+            return known
+        # The process has ended, and another may hold the socket; the kernel went by the cgroup of the first.
+        holder = _of_inode(found.inode, found.uid, search)
+        return holder._replace(cgroup=known.cgroup or holder.cgroup)
 
     def _socket(self, network: Network, source: Address, destination: Address) -> Found | None:
         assert source.ip is not None
@@ -151,12 +155,14 @@ def parse_message(data: bytes) -> Found | None:
 
 
 @lru_cache(1024)
-def user_name(uid: int) -> str:
-    """Login name of ``uid``, or "" where it has none."""
+def user_names(uid: int) -> tuple[str, ...]:
+    """All names of ``uid``, the login name first; none where it has none. See ``group_names``."""
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return ""
+        first = pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return ()
+    names = [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == uid]
+    return tuple(dict.fromkeys((first, *names)))
 
 
 @lru_cache(1024)
@@ -167,8 +173,10 @@ def group_names(gids: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(entry.gr_name for gid in gids for entry in known if entry.gr_gid == gid)
 
 
-def _process(path: str, uid: int, gids: tuple[int, ...], pid: int) -> Process:
-    return Process(path, uid, user_name(uid), gids, pid, group_names(gids))
+def process(path: str, uid: int, gids: tuple[int, ...] = (), pid: int = 0, cgroup: str = "") -> Process:
+    """With the names that belong to the numbers."""
+    first, *others = user_names(uid) or ("",)
+    return Process(path, uid, first, gids, pid, group_names(gids), tuple(others), cgroup)
 
 
 def _of_record(owner: Owner, uid: int) -> Process:
@@ -176,19 +184,20 @@ def _of_record(owner: Owner, uid: int) -> Process:
     path = owner.path if owner.complete else executable(owner.pid)
     uid, primary = (uid, ()) if owner.real else (owner.uid, (owner.gid,))
     groups = supplementary(owner.pid, uid) if owner.groups is None else owner.groups
-    return _process(path, uid, (*primary, *(gid for gid in groups if gid not in primary)), owner.pid)
+    place = path_of(owner.cgroup, owner.pid) or path_of_process(owner.pid)
+    return process(path, uid, (*primary, *(gid for gid in groups if gid not in primary)), owner.pid, place)
 
 
-def _of_inode(inode: int, uid: int) -> Process:
+def _of_inode(inode: int, uid: int, search: bool) -> Process:
     wanted = f"socket:[{inode}]"
-    for pid in _processes(uid):
+    for pid in _processes(uid) if search else ():
         try:
             with os.scandir(f"/proc/{pid}/fd") as entries:
                 if any(_target(entry.path) == wanted for entry in entries):
-                    return _process(executable(pid), uid, supplementary(pid, uid), pid)
+                    return process(executable(pid), uid, supplementary(pid, uid), pid, path_of_process(pid))
         except OSError:
             continue
-    return Process("", uid, user_name(uid))
+    return process("", uid)
 
 
 def _processes(uid: int) -> Iterator[int]:

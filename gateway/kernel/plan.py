@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
+
+from gateway.core.flow import lineage
 
 Family = Literal[4, 6]
 LAST_UID = 0xFFFFFFFF
@@ -135,13 +137,24 @@ class LearnedChange(NamedTuple):
     timeout: int
 
 
+class Expression(Protocol):
+    """Something that holds for some paths. Two that are equal hold for the same."""
+
+    def search(self, text: str) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
     """What the cgroup programs look up: each key sets bits of a 64-bit mask, the whole mask selects a socket class.
 
     ``paths`` are absolute executable paths (hashed by the loader as the program hashes dentries), ``names`` are their
-    last components, ``uids`` and ``gids`` numbers (gids match supplementary groups too). ``classes`` maps a mask to a
-    socket class 0..29; a mask that is not listed is ``mark.UNKNOWN``. Empty plan: no program needs to be attached.
+    last components, ``uids`` and ``gids`` numbers (gids match supplementary groups too), ``cgroups`` paths of cgroups
+    that set their bits for what is in them or below. ``classes`` maps a mask to a socket class 0..29; a mask that is
+    not listed is ``mark.UNKNOWN``.
+
+    ``paths`` say of an executable which ``expressions`` hold too. Of any other, and of every cgroup, userspace says it
+    (``judged``, ``placed``) once one of its flows has come there; until then its sockets are ``mark.UNKNOWN`` where it
+    could matter.
     """
 
     paths: tuple[tuple[str, int], ...] = ()
@@ -149,12 +162,39 @@ class ProcessPlan:
     uids: tuple[tuple[int, int], ...] = ()
     gids: tuple[tuple[int, int], ...] = ()
     classes: tuple[tuple[int, int], ...] = ((0, 0),)
+    expressions: tuple[tuple[Expression, int], ...] = ()
+    cgroups: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def by_executable(self) -> bool:
+        return bool(self.paths or self.names or self.expressions)
+
+    @property
+    def by_cgroup(self) -> bool:
+        """Cgroups alone are asked for."""
+        return bool(self.cgroups) and not (self.by_executable or self.uids or self.gids)
+
+    @property
+    def empty(self) -> bool:
+        """No program needs to be attached."""
+        return not (self.by_executable or self.uids or self.gids or self.cgroups)
+
+    def judged(self, path: str) -> int:
+        """Bits of the expressions that hold for an executable."""
+        return sum(bits for expression, bits in self.expressions if path and expression.search(path))
+
+    def placed(self, cgroup: str) -> int:
+        """Bits of a cgroup and of those above it."""
+        listed, mask = dict(self.cgroups), 0
+        for path in lineage(cgroup):
+            mask |= listed.get(path, 0)
+        return mask
 
 
 def by_user(processes: ProcessPlan, steering: Steering) -> tuple[SourceSpan, ...]:
     """``steering.users`` of a plan that asks for users alone, every uid in it; of any other (), since there the user
     does not decide."""
-    if processes.paths or processes.names or processes.gids:
+    if processes.by_executable or processes.gids or processes.cgroups:
         return ()
     classes, local = dict(processes.classes), dict(steering.local)
 

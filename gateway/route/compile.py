@@ -142,6 +142,7 @@ class _Compiler:
             inputs.users or {},
             inputs.groups or {},
         )
+        self.owners = frozenset(self.processes.atoms)
         self.devices = DeviceAtoms(
             {atom: entry.item for atom, entry in self.table.items() if entry.kind == "device"}, inputs.hostnames or {}
         )
@@ -375,7 +376,7 @@ class _Compiler:
         program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
         found = self._verdicts.get((family, program))
         if found is None:
-            if stays(program, lambda part: self._open(family, part)):
+            if stays(program, self.owners, lambda part: self._open(family, part)):
                 found = Verdict.DIRECT
             else:
                 found = self._unnamed(family, program)
@@ -426,7 +427,7 @@ class _Compiler:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
             search = self.search[family]
-            if stays(program, lambda part: search.outcomes(part, answers)):
+            if stays(program, self.owners, lambda part: search.outcomes(part, answers)):
                 found = STAYS
             else:
                 found = frozenset(search.outcomes(program, answers))

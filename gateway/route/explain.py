@@ -93,7 +93,8 @@ def _kernel(compiled: Compiled, query: Query, steering: Steering | None = None) 
 
 
 def socket_class(compiled: Compiled, process: Process | None) -> int:
-    """The class that BPF gives a socket of ``process``; without one, that of a socket that no rule names."""
+    """The class that BPF gives a socket of ``process``, whose executable and cgroup it has met before; without one,
+    that of a socket that no rule names."""
     plan = compiled.processes
     mask = 0
     if process is not None:
@@ -101,6 +102,7 @@ def socket_class(compiled: Compiled, process: Process | None) -> int:
         mask |= dict(plan.uids).get(process.uid, 0)
         for gid in process.gids:
             mask |= dict(plan.gids).get(gid, 0)
+        mask |= plan.judged(process.path) | plan.placed(process.cgroup)
     return dict(plan.classes).get(mask, UNKNOWN_SOCKET)
 
 

@@ -24,8 +24,8 @@ KINDS: dict[str, Kind] = {
     "source_ip_cidr": "src", "source_ip_is_private": "src", "port": "port", "port_range": "port",
     "source_port": "source_port", "source_port_range": "source_port", "process_name": "process",
     "process_path": "process", "process_path_regex": "process", "user": "process", "user_id": "process",
-    "group": "process", "group_id": "process", "source_mac_address": "device", "source_hostname": "device",
-    "source_interface": "device", "query_type": "never",
+    "group": "process", "group_id": "process", "cgroup": "process", "source_mac_address": "device",
+    "source_hostname": "device", "source_interface": "device", "query_type": "never",
 }  # fmt: skip
 
 

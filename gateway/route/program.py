@@ -106,8 +106,10 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(program: Program, outcomes: Callable[[Program], set[End]]) -> bool:
-    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program."""
+def stays(program: Program, owners: frozenset[int], outcomes: Callable[[Program], set[End]]) -> bool:
+    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program.
+    ``owners``: atoms of processes; userspace can tell those without a sniff, so that it must where a rule above asks
+    for one that is open."""
     looks: list[tuple[Expr, Step]] = []
     above: list[tuple[Expr, Step]] = []
     for condition, step in program:
@@ -117,6 +119,8 @@ def stays(program: Program, outcomes: Callable[[Program], set[End]]) -> bool:
         elif isinstance(step, Look):
             looks.append((condition, step))
             above.append((condition, step))
+        elif not owners.isdisjoint(atoms(condition)):
+            return False
         else:
             above.append((condition, End("above")))
     return False

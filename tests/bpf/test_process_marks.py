@@ -9,17 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gateway.core.errors import KernelError
-from gateway.kernel import mark
+from gateway.kernel import cgroup, mark
 from gateway.kernel.bpf.loader import OBJECTS, library
 from gateway.kernel.bpf.process import Loaded, ProcessMarks, netns_cookie
 from gateway.kernel.bpf.record import Owner
 from gateway.kernel.plan import ProcessPlan
 from gateway.lab.links import programs
+from gateway.route.item.pattern import Patterns
 
 from .conftest import LOADERS
 
@@ -219,7 +221,8 @@ def test_users_and_groups_without_btf(ground, netns: Callable[[], str], family: 
             child.order("sendto", name="udp", host=host, port=53)
             assert ground.marks(family) == {("tcp", of(expected)), ("udp", of(expected))}
             owner = marks.owner(child.order("where", name="udp")["cookie"])
-            assert owner == Owner("", False, uid, gid, child.order("pid"), "tool", True)
+            where = os.stat(ground.cgroup).st_ino
+            assert owner == Owner("", False, uid, gid, child.order("pid"), "tool", True, cgroup=where)
 
 
 def test_unforeseen_mask_is_unknown(ground) -> None:
@@ -361,3 +364,93 @@ def test_own_cookie_is_this_namespace(ground) -> None:
 def test_missing_cgroup_is_named(ground) -> None:
     with pytest.raises(KernelError, match="no-such-group"):
         ProcessMarks(ground.cgroup / "no-such-group", ProcessPlan())
+
+
+def test_expressions_are_userspaces_once_a_path(ground) -> None:
+    """An executable is unknown until its owner was asked for; then by its path, whatever file that is."""
+    one, two, listed = ground.copy("opt/one"), ground.copy("bin/two"), ground.copy("opt/listed")
+    plan = ProcessPlan(
+        paths=((listed, 3),), expressions=((Patterns(["/opt/"]), 1),), classes=((0, 0), (1, 1), (3, 3))
+    )  # fmt: skip
+    unknown = of(mark.UNKNOWN)
+    with marking(ground, plan) as marks:
+        assert ground.start(listed).order("open", name="t", kind="tcp") == of(3)
+        for program, expected in ((one, of(1)), (two, 0)):
+            child = ground.start(program)
+            assert child.order("open", name="t", kind="tcp") == unknown
+            assert child.order("open", name="u", kind="udp") == unknown
+            assert marks.owner(child.order("where", name="t")["cookie"]).unjudged
+            assert child.order("connect", name="t", host="192.0.2.9", port=80) == expected
+            assert child.order("sendto", name="u", host="192.0.2.9", port=80) == expected
+            assert not marks.owner(child.order("where", name="t")["cookie"]).unjudged
+            assert ground.start(program).order("open", name="t", kind="udp", family=6) == expected
+        # An upgrade: another file under the path. The one that runs on keeps it too.
+        child = ground.start(one)
+        new = ground.copy("opt/.new")
+        os.rename(new, one)
+        assert child.order("open", name="t", kind="tcp") == of(1)
+        assert ground.start(one).order("open", name="t", kind="tcp") == of(1)
+        # Another path is another program.
+        os.rename(one, ground.copy("bin/one"))
+        child = ground.start(str(ground.folder / "bin/one"))
+        assert child.order("open", name="t", kind="tcp") == unknown
+        assert marks.owner(child.order("where", name="t")["cookie"]).unjudged
+        assert child.order("connect", name="t", host="192.0.2.9", port=80) == 0
+        # What was said belongs to its plan, also where that comes again.
+        for expressions, expected in ((((Patterns(["/bin/"]), 1),), of(1)), (plan.expressions, 0)):
+            marks.apply(replace(plan, expressions=expressions))
+            child = ground.start(two)
+            assert child.order("open", name="t", kind="tcp") == unknown
+            marks.owner(child.order("where", name="t")["cookie"])
+            assert child.order("open", name="t", kind="tcp") == expected
+    with marking(ground, plan, LOADERS["bcc"]) as marks:
+        child = ground.start(two)
+        assert child.order("open", name="t", kind="tcp") == unknown
+        marks.owner(child.order("where", name="t")["cookie"])
+        assert child.order("open", name="t", kind="tcp") == unknown
+
+
+def test_cgroups(ground, loader) -> None:
+    """One is unknown until a process in it was asked for; then it and all in it are known by number."""
+    program, mount = ground.copy("tool"), cgroup.mount_point()
+    inner, other = ground.cgroup / "inner", ground.cgroup / "other"
+    listed = f"/{inner.relative_to(mount)}"
+    above = f"/{ground.cgroup.relative_to(mount)}"
+    with marking(ground, ProcessPlan(cgroups=((listed, 1), (above, 2)), classes=((2, 2), (3, 3))), loader) as marks:
+
+        def met(group: Path) -> tuple[int, int]:
+            """Marks of a first socket there, and of the next."""
+            child = type(ground)(cgroup.make(group), ground.netns, ground.folder)
+            try:
+                one = child.start(program)
+                first = one.order("open", name="t", kind="tcp")
+                marks.owner(one.order("where", name="t")["cookie"])
+                for family in (4, 6):
+                    assert one.order("open", name="u", kind="udp", family=family) == one.order(
+                        "connect", name="t", host="192.0.2.9", port=80
+                    )
+                return first, one.order("mark", name="u")
+            finally:
+                child.close()
+
+        try:
+            unknown = of(mark.UNKNOWN)
+            assert met(ground.cgroup) == (unknown, of(2))
+            assert met(ground.cgroup) == (of(2), of(2))
+            assert met(other) == (unknown, of(2))
+            assert met(inner) == (unknown, of(3))
+            assert met(inner / "deep") == (unknown, of(3))
+            # A new one of that name.
+            cgroup.remove(inner / "deep")
+            cgroup.remove(inner)
+            assert met(inner) == (unknown, of(3))
+            # A process that is moved.
+            child = ground.start(program)
+            child.order("open", name="t", kind="tcp")
+            cgroup.move(child.order("pid"), inner)
+            assert child.order("connect", name="t", host="192.0.2.9", port=80) == of(3)
+            child.process.kill()
+            child.process.wait(20)
+        finally:
+            for group in (inner / "deep", inner, other):
+                cgroup.remove(group)

@@ -6,6 +6,7 @@ in bits 24-31, or our own, are left alone. Closing (or dying) detaches the progr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
@@ -14,10 +15,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gateway.core.errors import KernelError
-from gateway.kernel import mark
+from gateway.kernel import cgroup, mark
 from gateway.kernel.bpf import record
 from gateway.kernel.bpf.fallback import Compiled
 from gateway.kernel.bpf.loader import OBJECTS, Object
@@ -31,7 +32,7 @@ ROOT_KEY = struct.pack("=I", 0)
 SO_NETNS_COOKIE = 71
 
 LOST = "userspace judges this host's own flows; with rules by user alone, not by path, name or group, nftables does"
-KNOWN_LESS = f"BCC's program stands in: {LOST}"
+KNOWN_LESS = f"BCC's program stands in: {LOST}, with rules by cgroup alone that program"
 KNOWN_NOTHING = f"{LOST}; owners are looked for in /proc"
 """What it costs that the CO-RE object cannot be had, for a person: with BCC, and without."""
 
@@ -118,6 +119,7 @@ class ProcessMarks:
     ) -> None:
         self._netns = netns_cookie() if netns is None else netns
         self._epoch = 0
+        """Number of the plan in force; its last bit is the side of it."""
         self._plan = ProcessPlan()
         self._tables: dict[str, Table] = {}
         self._programs, self.lost, self.instead = load()
@@ -153,29 +155,45 @@ class ProcessMarks:
 
         Every map value has two sides. The new plan is written on the side that is not read, then the epoch in
         ``settings`` turns; a program that runs meanwhile goes on with the old side, which stays until the next
-        ``apply``. Raises KernelError (a map is full), and then the old plan is still in force, whole.
+        ``apply``. What was learned holds for the plan of its epoch alone. Raises KernelError (a map is full), and then
+        the old plan is still in force, whole.
         """
         new = tables(plan)
-        side = 1 - self._epoch
+        epoch = self._epoch + 1 & 0xFFFFFFFF
+        side = epoch & 1
         for name, table in new.items():
             _write(self._maps[name], self._tables.get(name, {}), table, side)
         asks = [asked(plan), asked(plan)]
-        asks[self._epoch] = asked(self._plan)
-        self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, side, 0, *asks[0], *asks[1])
-        self._tables, self._plan, self._epoch = new, plan, side
+        asks[1 - side] = asked(self._plan)
+        self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, epoch, 0, *asks[0], *asks[1])
+        self._tables, self._plan, self._epoch = new, plan, epoch
 
     def owner(self, cookie: int) -> record.Owner | None:
         """Owner of the socket with ``cookie`` (SO_COOKIE), or None: another namespace's, older than the programs, or
-        long unused."""
+        long unused. The kernel then knows its executable and its cgroup as far as the plan asks for them."""
         key = struct.pack("=Q", cookie)
         try:
             owner = record.parse_owner(self._owners[key])
         except KeyError:
             return None
+        self._teach(owner)
         try:
             return replace(owner, groups=record.parse_members(self._maps["members"][key]))
         except KeyError:
             return owner
+
+    def _teach(self, owner: record.Owner) -> None:
+        """A path and a cgroup's id never come to mean something else, so what is said of them holds with the plan."""
+        with contextlib.suppress(KernelError):  # its next flow comes to userspace again
+            key = record.path_key(owner.path) if owner.unjudged else None
+            if key is not None:
+                self._learn("executables", key, self._plan.judged(owner.path))
+            place = cgroup.path_of(owner.cgroup, owner.pid) if owner.unplaced else ""
+            if place:
+                self._learn("cgroups", record.cgroup_key(owner.cgroup), self._plan.placed(place))
+
+    def _learn(self, name: str, key: bytes, bits: int) -> None:
+        self._maps[name][key] = record.LEARNED.pack(bits, self._epoch, 0)
 
     @property
     def links(self) -> tuple[int, ...]:
@@ -201,14 +219,15 @@ def tables(plan: ProcessPlan) -> dict[str, Table]:
     }
 
 
-def asked(plan: ProcessPlan) -> tuple[int, int, int]:
-    """Bits that any path, any name, any group sets: a process of which one of these cannot be seen whole might have
-    them."""
-    paths, names, gids = (
-        functools.reduce(operator.or_, (bits for _, bits in entries), 0)
-        for entries in (plan.paths, plan.names, plan.gids)
-    )
-    return paths, names, gids
+def asked(plan: ProcessPlan) -> tuple[int, ...]:
+    """Bits that any path (by list or by expression), name, group, expression, cgroup sets: a process of which one of
+    these is not known might have them."""
+
+    def united(*entries: tuple[Any, int]) -> int:
+        return functools.reduce(operator.or_, (bits for _, bits in entries), 0)
+
+    kinds = (*plan.paths, *plan.expressions), plan.names, plan.gids, plan.expressions, plan.cgroups
+    return tuple(united(*entries) for entries in kinds)
 
 
 def _write(target: Map, current: Table, new: Table, side: int) -> None:

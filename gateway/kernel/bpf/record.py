@@ -18,10 +18,13 @@ KEPT = 32
 
 PATH_INCOMPLETE = 1
 REAL_USER = 8
+PATH_UNJUDGED = 16
+CGROUP_UNJUDGED = 32
 
-SETTINGS = struct.Struct("=QII6Q")
+SETTINGS = struct.Struct("=QII10Q")
 SIDES = struct.Struct("=QQ")
-OWNER = struct.Struct(f"={PATH}s16sIIII")
+LEARNED = struct.Struct("=QII")
+OWNER = struct.Struct(f"={PATH}s16sIIIIQ")
 MEMBERS = struct.Struct(f"=II{KEPT}I")
 
 HASH, ARRAY, LRU_HASH = 1, 2, 9  # enum bpf_map_type
@@ -33,6 +36,8 @@ MAPS = {
     "uids": (HASH, 4, SIDES.size, 8192, NO_PREALLOC),
     "gids": (HASH, 4, SIDES.size, 8192, NO_PREALLOC),
     "classes": (HASH, 8, SIDES.size, 32768, NO_PREALLOC),
+    "executables": (LRU_HASH, PATH, LEARNED.size, 2048, 0),
+    "cgroups": (LRU_HASH, 8, LEARNED.size, 4096, 0),
     "owners": (LRU_HASH, 8, OWNER.size, 8192, 0),
     "members": (LRU_HASH, 8, MEMBERS.size, 8192, 0),
     "empty": (ARRAY, 4, MEMBERS.size, 1, 0),
@@ -57,6 +62,12 @@ class Owner:
     """``uid`` and ``gid`` are the process's real ones, not those of file access (fsuid)."""
     groups: tuple[int, ...] | None = None
     """Supplementary ones; None where the record does not say: no rule asks for groups, or there are too many."""
+    cgroup: int = 0
+    """Its id in cgroup2."""
+    unjudged: bool = False
+    """The kernel did not know which expressions hold for ``path``."""
+    unplaced: bool = False
+    """The kernel did not know the cgroup."""
 
 
 def path_key(path: str) -> bytes | None:
@@ -86,6 +97,10 @@ def mask_key(mask: int) -> bytes:
     return struct.pack("=Q", mask)
 
 
+def cgroup_key(number: int) -> bytes:
+    return struct.pack("=Q", number)
+
+
 def merged(pairs: Iterable[tuple[bytes | None, int]]) -> dict[bytes, int]:
     """Bits of each key; keys that occur twice are united, keys that cannot be are left out."""
     result: dict[bytes, int] = {}
@@ -97,14 +112,15 @@ def merged(pairs: Iterable[tuple[bytes | None, int]]) -> dict[bytes, int]:
 
 def parse_owner(data: bytes) -> Owner:
     """Raises struct.error unless ``data`` has exactly the size of the record."""
-    path, comm, pid, uid, gid, flags = OWNER.unpack(data)
+    path, comm, pid, uid, gid, flags, group = OWNER.unpack(data)
     complete = not flags & PATH_INCOMPLETE
     parts = path.split(b"\0")
     names = parts[: parts.index(b"")] if b"" in parts else parts
     text = "/" + b"/".join(reversed(names)).decode(errors="surrogateescape") if complete and names else ""
     return Owner(
-        text, complete, uid, gid, pid, comm.partition(b"\0")[0].decode(errors="replace"), bool(flags & REAL_USER)
-    )
+        text, complete, uid, gid, pid, comm.partition(b"\0")[0].decode(errors="replace"), bool(flags & REAL_USER), None,
+        group, bool(flags & PATH_UNJUDGED), bool(flags & CGROUP_UNJUDGED),
+    )  # fmt: skip
 
 
 def parse_members(data: bytes) -> tuple[int, ...] | None:

@@ -16,20 +16,27 @@ _OPTIONS.log_errors = False
 
 
 class Patterns:
-    """Several expressions, searched unanchored; any may match."""
+    """Several expressions, searched unanchored; any may match. Equal where the texts are."""
 
-    __slots__ = ("_compiled",)
+    __slots__ = ("_compiled", "_texts")
 
     def __init__(self, expressions: Iterable[str]) -> None:
         """Raises ValueError naming the expression that RE2 refuses."""
         self._compiled: list[Any] = []
-        for expression in expressions:
+        self._texts = tuple(expressions)
+        for expression in self._texts:
             try:
                 self._compiled.append(re2.compile(expression, _OPTIONS))
             except re2.error as error:
                 reason = error.args[0] if error.args else error
                 reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
                 raise ValueError(f'"{expression}" is not a regular expression of RE2: {reason}') from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Patterns) and self._texts == other._texts
+
+    def __hash__(self) -> int:
+        return hash(self._texts)
 
     def search(self, text: str) -> bool:
         return any(compiled.search(text) for compiled in self._compiled)

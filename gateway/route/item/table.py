@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.route.item.auth_user import AuthUser
 from gateway.route.item.base import Item
+from gateway.route.item.cgroup import Cgroup
 from gateway.route.item.client import Client
 from gateway.route.item.domain import Domain
 from gateway.route.item.domain_keyword import DomainKeyword
@@ -36,7 +37,7 @@ from gateway.route.item.user_id import UserID
 _ORDER: tuple[type[Item], ...] = (
     Inbound, IPVersion, QueryType, Network, AuthUser, Protocol, Client, Domain, DomainSuffix, DomainKeyword,
     DomainRegex, SourceIPCIDR, SourceIPIsPrivate, IPCIDR, IPIsPrivate, SourcePort, SourcePortRange, Port, PortRange,
-    ProcessName, ProcessPath, ProcessPathRegex, User, UserID, Group, GroupID,
+    ProcessName, ProcessPath, ProcessPathRegex, User, UserID, Group, GroupID, Cgroup,
     SourceMACAddress, SourceHostname, SourceInterface,
 )  # fmt: skip
 
@@ -45,7 +46,7 @@ ITEMS: dict[str, type[Item]] = {kind.key: kind for kind in _ORDER}
 DEVICE = frozenset({"source_mac_address", "source_hostname", "source_interface"})
 """Keys that ask for the flow's device."""
 
-OURS = frozenset({"group", "group_id"}) | DEVICE
+OURS = frozenset({"group", "group_id", "cgroup"}) | DEVICE
 """Keys that sing-box 1.12 does not have, for route rules and DNS rules: binary rule sets have no code for them."""
 
 HEADLESS: frozenset[str] = frozenset({

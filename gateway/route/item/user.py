@@ -1,4 +1,4 @@
-"""``user``: name of the operating system's user who owns the socket. Pure."""
+"""``user``: name of the operating system's user who owns the socket; any of its names where it has several. Pure."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class User(TextItem):
 
     def match(self, subject: Subject) -> bool:
         process = subject.process
-        return process is not None and process.user in self.set
+        return process is not None and (process.user in self.set or not self.set.isdisjoint(process.aliases))

@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.kernel import conntrack, mark
+from gateway.kernel import cgroup, conntrack, mark
 from gateway.lab.host import Host
 from gateway.lab.lab import Lab
 from gateway.lab.topology import End, Link, Topology
@@ -68,9 +69,13 @@ def classes(gateway: Host) -> dict[Sender, int]:
     found = {}
     for sender in SENDERS:
         port = int(gateway.run([sys.executable, "-c", SEND, *map(str, sender)], check=True).out)
-        (flow,) = (entry for entry in gateway.call(lambda: conntrack.dump(0, 0)) if entry.source.port == port)
-        found[sender] = flow.mark & mark.CLASS
+        found[sender] = flow_class(gateway, port)
     return found
+
+
+def flow_class(gateway: Host, port: int) -> int:
+    (flow,) = (entry for entry in gateway.call(lambda: conntrack.dump(0, 0)) if entry.source.port == port)
+    return flow.mark & mark.CLASS
 
 
 def explained(instance: str) -> tuple[dict[Sender, int], set[str]]:
@@ -86,7 +91,7 @@ def explained(instance: str) -> tuple[dict[Sender, int], set[str]]:
     return found, lines
 
 
-@pytest.mark.parametrize(
+HIDDEN = pytest.mark.parametrize(
     ("hidden", "told"),
     [
         ("true", ""),
@@ -95,16 +100,52 @@ def explained(instance: str) -> tuple[dict[Sender, int], set[str]]:
     ],
     ids=["co-re", "bcc", "neither"],
 )
+
+
+@HIDDEN
 @pytest.mark.parametrize(
     "more",
     [{}, {"process_name": ["no-such-program"]}, {"process_path": [PROGRAM], "user_id": [4002]}, {"group": [GROUP]}],
     ids=["users", "names", "paths", "groups"],
 )
 def test_rules_of_local_flows(lab: Lab, hidden: str, told: str, more: dict[str, Any]) -> None:
+    rules = [{"user_id": [4001], "outbound": "far"}, *([{**more, "outbound": "far"}] if more else [])]
+    with running(lab, hidden, told, rules) as instance:
+        # With a name or a group in the plan none but the CO-RE programs is sure of anybody.
+        blind = bool(told and more)
+        second = mark.USER if "process_path" in more else mark.DIRECT
+        member = mark.USER if "group" in more else mark.DIRECT
+        wanted = (mark.USER, second, mark.USER, second, mark.DIRECT, member, member)
+        found = classes(lab.host("gateway"))
+        assert found == dict(zip(SENDERS, [mark.SNIFF] * len(SENDERS) if blind else wanted, strict=True))
+        predicted, reasons = explained(instance)
+        assert predicted == found
+        assert any("does not know this host's programs" in reason for reason in reasons) == blind
+
+
+@HIDDEN
+@pytest.mark.slow
+def test_rules_by_cgroup(lab: Lab, hidden: str, told: str) -> None:
+    """BCC's program knows cgroups as the other does: where nothing else is asked for, later flows are the kernel's."""
+    gateway = lab.host("gateway")
+    listed, other = (cgroup.make(gateway.group / name) for name in ("listed", "other"))
+    rules = [{"cgroup": f"/{listed.relative_to(cgroup.mount_point())}", "outbound": "far"}]
+    with running(lab, hidden, told, rules):
+        for group, later in ((listed, mark.USER), (other, mark.DIRECT)):
+            found = []
+            for _ in range(2):
+                enter = f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"'
+                command = ["sh", "-c", enter, sys.executable, "-c", SEND, "4002", "4002", "4100"]
+                found.append(flow_class(gateway, int(gateway.run(command, check=True).out)))
+            assert found == [mark.SNIFF, mark.SNIFF if "process rules" in told else later]
+
+
+@contextmanager
+def running(lab: Lab, hidden: str, told: str, rules: list[dict[str, Any]]) -> Iterator[str]:
+    """A gateway that steers, by its instance; what its status tells of processes begins with ``told``."""
     gateway, instance = lab.host("gateway"), f"lab-{lab.id}"
     path = lab.folder / "gateway.json"
     # What dials in a way that the kernel does not know is userspace's.
-    rules = [{"user_id": [4001], "outbound": "far"}, *([{**more, "outbound": "far"}] if more else [])]
     path.write_text(json.dumps({
         "outbounds": [{"type": "direct", "tag": "direct"}, {"type": "direct", "tag": "far", "connect_timeout": "9s"}],
         "route": {"rules": rules, "final": "direct"},
@@ -125,16 +166,7 @@ def test_rules_of_local_flows(lab: Lab, hidden: str, told: str, more: dict[str, 
         assert until(lambda: "the kernel steers" in said(), 60), process.told()
         lines = [line for line in said().splitlines() if line.startswith("process ")]
         assert [line.startswith(told) for line in lines] == ([True] if told else [])
-        # With a name or a group in the plan none but the CO-RE programs is sure of anybody.
-        blind = bool(told and more)
-        second = mark.USER if "process_path" in more else mark.DIRECT
-        member = mark.USER if "group" in more else mark.DIRECT
-        wanted = (mark.USER, second, mark.USER, second, mark.DIRECT, member, member)
-        found = classes(gateway)
-        assert found == dict(zip(SENDERS, [mark.SNIFF] * len(SENDERS) if blind else wanted, strict=True))
-        predicted, reasons = explained(instance)
-        assert predicted == found
-        assert any("does not know this host's programs" in reason for reason in reasons) == blind
+        yield instance
     finally:
         os.kill(process.pid, signal.SIGTERM)
         process.wait(30)

@@ -16,7 +16,7 @@ from gateway.cli import flows as command
 from gateway.cli import instance, main
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
-from gateway.core.flow import Device, Flow
+from gateway.core.flow import Device, Flow, Process
 from gateway.flows import KEYS, Chosen, Row, listing
 from gateway.kernel.conntrack import Count, Counted, Entry
 from gateway.service.control import Control
@@ -24,7 +24,7 @@ from gateway.service.control import Control
 CLIENT, SITE = Address.of("192.168.7.10", 40000), Address.of("203.0.113.2", 443)
 FIELDS = {
     "plane", "network", "source", "destination", "name", "inbound", "chain", "rule", "up", "down", "packets_up",
-    "packets_down", "age", "timeout", "destinations", "device", "hostname",
+    "packets_down", "age", "timeout", "destinations", "device", "hostname", "process", "pid", "user",
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_order() -> None:
         Row("kernel", "tcp", "10.0.0.9:2", "a:1", chain=("direct",)),
     ]
     orders = {"bytes": "012", "up": "102", "down": "012", "age": "102", "source": "120", "destination": "201",
-              "outbound": "120"}  # fmt: skip
+              "outbound": "120", "process": "012"}  # fmt: skip
     assert orders.keys() == KEYS.keys()
     for key, order in orders.items():
         chosen = Chosen(key, ())
@@ -193,6 +193,35 @@ def test_a_device_is_named_in_both_planes() -> None:
     flows = msgspec.to_builtins(answer["flows"])
     assert [line.split()[2] for line in command.table(flows)[1:]] == ["phone:40000", "phone:0"]
     assert [line.split()[2] for line in command.table(flows, numeric=True)[1:]] == [str(CLIENT), "192.168.7.10:0"]
+
+
+def test_owners_of_flows_of_this_host() -> None:
+    shell = Process("/usr/bin/cu\x1brl", 1000, "alice", pid=4242)
+
+    def owner(network: str, source: Address, destination: Address) -> Process | None:
+        assert (network, destination) == ("tcp", SITE)
+        return {0: shell, 1: Process("", 77)}.get(source.port)
+
+    flow = runs().flow._replace(process=shell)
+    answer = asyncio.run(listing([Runs(flow)], tracked(100), names, Devices(), 100.0, {"sort": "process"}, owner))
+    rows = [(row.plane, row.process, row.pid, row.user) for row in answer["flows"]]
+    known = ("/usr/bin/cu\x1brl", 4242, "alice")
+    assert rows[:2] == [("userspace", *known), ("kernel", *known)]
+    assert set(rows[2:]) == {("kernel", None, None, "77"), ("kernel", None, None, None)}
+    found = asyncio.run(listing([], tracked(5), names, Devices(), 100.0, {"filter": ["alice"]}, owner))["flows"]
+    assert [row.source for row in found] == ["192.168.7.10:0"]
+    lines = command.table(json.loads(json.dumps(msgspec.to_builtins(answer["flows"]))))
+    assert lines[0].split()[4] == "PROCESS"
+    assert "  cu?rl[4242] alice  " in lines[1]
+    assert any("  ? 77  " in line for line in lines)
+    assert max(map(len, lines)) <= 120
+
+
+def test_icmp_has_no_owner() -> None:
+    def owner(*asked: Any) -> Process | None:
+        raise AssertionError(asked)
+
+    assert asyncio.run(listing([], tracked(protocol=1), names, Devices(), 100.0, {}, owner))["flows"][0].user is None
 
 
 def test_a_name_does_not_steer_the_terminal() -> None:

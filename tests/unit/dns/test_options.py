@@ -82,11 +82,11 @@ def test_rules_by_client_are_noticed():
     assert plan(made, "a.example", flow=None) == ["one"]
 
 
-def test_rules_by_group():
-    for rule in ({"group": "vpn"}, {"group_id": [5, 200]}):
+def test_rules_by_group_and_cgroup():
+    for rule in ({"group": "vpn"}, {"group_id": [5, 200]}, {"cgroup": "/system.slice"}):
         made = rules({**rule, "server": "1"})
         assert made.by_client
-        member = CLIENT._replace(process=Process(gids=(100, 200), groups=("users", "vpn")))
+        member = CLIENT._replace(process=Process(gids=(100, 200), groups=("users", "vpn"), cgroup="/system.slice/a"))
         assert plan(made, "a.example", flow=member) == ["1"]
         assert plan(made, "a.example") == ["one"]
 

@@ -1,12 +1,13 @@
-"""Names of groups, as rules may ask for them."""
+"""Names of groups and users, as rules may ask for them."""
 
 from __future__ import annotations
 
 import grp
+import pwd
 
 import pytest
 
-from gateway.kernel.owner import group_names
+from gateway.kernel.owner import group_names, process, user_names
 
 
 def test_every_name_of_a_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +20,20 @@ def test_every_name_of_a_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert group_names(()) == ()
     finally:
         group_names.cache_clear()
+
+
+def test_every_name_of_a_user_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [
+        pwd.struct_passwd((name, "x", uid, 0, "", "/", "/bin/sh"))
+        for name, uid in (("a", 1), ("root", 0), ("toor", 0), ("b", 2))
+    ]
+    monkeypatch.setattr(pwd, "getpwall", lambda: entries)
+    monkeypatch.setattr(pwd, "getpwuid", {0: entries[1]}.__getitem__)
+    user_names.cache_clear()
+    try:
+        assert user_names(0) == ("root", "toor")
+        assert user_names(-1) == ()
+        assert (process("/bin/a", 0).user, process("/bin/a", 0).aliases) == ("root", ("toor",))
+        assert process("/bin/a", -1).user == ""
+    finally:
+        user_names.cache_clear()

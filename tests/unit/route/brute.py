@@ -46,9 +46,13 @@ PATHS = tuple(f"{folder}/{name}" for folder in ("/usr/bin", "/opt", "/bin", "/us
 """For every answer that the expressions below can give together, of a program that no other item names."""
 
 
-def process(path: str, uid: int, gids: tuple[int, ...]) -> Process:
+CGROUPS = ("", "/", "/user", "/user/alice", "/user/alice/shell", "/system/ntp")
+
+
+def process(path: str, uid: int, gids: tuple[int, ...], cgroup: str = "/user/bob") -> Process:
     user = next((name for name, number in USERS.items() if number == uid), "")
-    return Process(path, uid, user, gids, groups=tuple(name for name, number in GROUPS.items() if number in gids))
+    groups = tuple(name for name, number in GROUPS.items() if number in gids)
+    return Process(path, uid, user, gids, groups=groups, cgroup=cgroup)
 
 
 PROCESSES = tuple(
@@ -89,6 +93,7 @@ POOL: dict[str, Any] = {
     "user_id": (0, 1000, 38),
     "group": ("root", "users", "vpn", "nobody-has-it"),
     "group_id": (0, 38, 200),
+    "cgroup": ("/", "/user", "/user/alice", "/system", "/user/alic"),
     "inbound": ("gateway", "socks-in"),
     "auth_user": ("alice",),
     "source_mac_address": MACS[:3],
@@ -224,8 +229,8 @@ def compiled(engine: Engine, mode: Any) -> Compiled:
 
 @dataclass(frozen=True)
 class Key:
-    """What a packet shows. ``source`` and ``device`` of a forwarded flow, else ``process``; without either a socket that
-    BPF could not tell. ``names``: learned, each as if it were the one that this client resolved last."""
+    """What a packet shows. ``source`` and ``device`` of a forwarded flow, else ``process``; without either a socket
+    that BPF could not tell. ``names``: learned, each as if it were the one that this client resolved last."""
 
     network: Any
     port: int
@@ -234,6 +239,8 @@ class Key:
     process: Process | None = None
     names: tuple[str, ...] = ()
     device: Device | None = None
+    met: bool = True
+    """Userspace has judged the executable and the cgroup of ``process``."""
 
 
 LIKELY_PORTS = (53, 80, 443, 443, 8080)
@@ -252,8 +259,9 @@ def keys(rng: random.Random, count: int) -> list[Key]:
             sources = [source for source in map(ip_address, SOURCES) if source.version == address.version]
             found.append(Key(network, port, address, rng.choice(sources), None, names, rng.choice(DEVICES)))
         elif kind < 0.97:
-            one = process(rng.choice(KNOWN_PATHS), rng.choice((38, *USERS.values())), tuple(some(rng, IDS, 3)))
-            found.append(Key(network, port, address, None, one, names))
+            gids = tuple(some(rng, IDS, 3))
+            one = process(rng.choice(KNOWN_PATHS), rng.choice((38, *USERS.values())), gids, rng.choice(CGROUPS))
+            found.append(Key(network, port, address, None, one, names, met=rng.random() < 0.8))
         else:
             found.append(Key(network, port, address, None, None, names))
     return found
@@ -266,11 +274,29 @@ def socket_mask(compiled: Compiled, process: Process) -> int:
     mask |= dict(plan.uids).get(process.uid, 0)
     for gid in process.gids:
         mask |= dict(plan.gids).get(gid, 0)
-    return mask
+    return mask | plan.judged(process.path) | plan.placed(process.cgroup)
+
+
+def unmet(compiled: Compiled, process: Process) -> bool:
+    """Whether the program leaves a socket to userspace before that has judged executable and cgroup."""
+    plan = compiled.processes
+    mask = socket_mask(compiled, process)
+    if process.path not in dict(plan.paths):
+        mask &= ~plan.judged(process.path)
+    mask &= ~plan.placed(process.cgroup)
+    wanted = sum(bits for _, bits in plan.expressions if process.path not in dict(plan.paths))
+    for _, bits in plan.cgroups:
+        wanted |= bits
+    return bool(wanted & ~mask)
+
+
+def unknown(compiled: Compiled, key: Key) -> bool:
+    """Whether BPF cannot tell whose socket it is."""
+    return key.process is None or (not key.met and unmet(compiled, key.process))
 
 
 def socket_class(compiled: Compiled, key: Key) -> int:
-    if key.process is None:
+    if key.process is None or unknown(compiled, key):
         return 30
     return dict(compiled.processes.classes).get(socket_mask(compiled, key.process), 30)
 

@@ -20,6 +20,7 @@ from gateway.route.engine import Decision, Engine, SniffRequest, Trace
 from gateway.route.item.names import NameItem
 from gateway.route.match import Logical, Rule, Subject, items, point
 from tests.unit.route.brute import (
+    CGROUPS,
     CLIENTS,
     KINDS,
     LOCAL,
@@ -31,6 +32,7 @@ from tests.unit.route.brute import (
     Case,
     Key,
     socket_mask,
+    unknown,
 )
 
 T = TypeVar("T")
@@ -115,12 +117,14 @@ class Judge:
             subject.process = process
             return (socket_mask(self.case.compiled, process), *(item.match(subject) for item in asked))
 
-        asked = [item for item in self.items if item.key.startswith(("process", "user", "group"))]
-        return alike(PROCESSES, ask) if asked else [PROCESSES[0]]
+        asked = [item for item in self.items if item.key.startswith(("process", "user", "group", "cgroup"))]
+        places = CGROUPS if any(item.key == "cgroup" for item in asked) else CGROUPS[:1]
+        everybody = (process._replace(cgroup=place) for process in PROCESSES for place in places)
+        return alike(everybody, ask) if asked else [PROCESSES[0]]
 
     def members(self, key: Key) -> list[Process]:
         """Who may have the socket of a local flow."""
-        if key.process is None:
+        if key.process is None or unknown(self.case.compiled, key):
             return self.processes
         mask = socket_mask(self.case.compiled, key.process)
         return [key.process, *(one for one in self.processes if socket_mask(self.case.compiled, one) == mask)]

@@ -95,6 +95,19 @@ def test_what_the_kernel_does_not_know_is_userspace() -> None:
     assert forwarded["where"] == "kernel"
 
 
+def test_executables_and_cgroups_that_were_met() -> None:
+    raw = {"rules": [{"process_path_regex": "^/opt/", "outbound": "vps"}, {"cgroup": "/far", "outbound": "vps"}]}
+    rules = parse_route(raw).rules
+    compiled = compile_rules(rules, "direct", {}, Inputs({"direct": "direct"}))
+    for process, verdict in (
+        (Process("/opt/curl", 0, cgroup="/"), "user"), (Process("/bin/curl", 0, cgroup="/far/away"), "user"),
+        (Process("/bin/curl", 0, cgroup="/near"), "direct"),
+    ):  # fmt: skip
+        found = explain(Engine(rules, "direct"), compiled, Query("tcp", 443, OUT, process=process))
+        assert (found["verdict"], found["outbound"]) == (verdict, "vps" if verdict == "user" else "direct")
+    assert compiled.lookup("tcp", 443, 4, int(OUT), socket=30)[1].name == "SNIFF"
+
+
 def test_users_are_nftables_to_judge() -> None:
     rules = parse_route({"rules": [{"user_id": 4001, "outbound": "vps"}]}).rules
     compiled = compile_rules(rules, "direct", {}, Inputs({"direct": "direct"}))

@@ -134,7 +134,28 @@ def test_devices_and_their_absence() -> None:
     assert not holds({"source_interface": "guest", "source_hostname": "phone"}, subject(device=phone)), "two conditions"
 
 
-@pytest.mark.parametrize("rule", [{"group": "vpn"}, {"type": "logical", "mode": "or", "rules": [{"group_id": 1}]}])
-def test_groups_are_not_for_rule_sets(rule: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r'"group(_id)?" is not for rule sets'):
+def test_every_name_of_a_user_counts() -> None:
+    one = subject(process=Process("/usr/bin/curl", 0, "root", aliases=("toor", "admin")))
+    for name, held in (("root", True), ("toor", True), ("admin", True), ("daemon", False)):
+        assert holds({"user": name}, one) == held
+
+
+def test_cgroups() -> None:
+    one = subject(process=Process("/usr/bin/curl", cgroup="/system.slice/foo.service/worker"))
+    for path in ("/", "/system.slice", "/system.slice/", "/system.slice/foo.service/worker", ["/x", "/system.slice"]):
+        assert holds({"cgroup": path}, one), path
+        assert not holds({"cgroup": path}, subject()), "a forwarded flow has no process"
+        assert not holds({"cgroup": path}, subject(process=Process("/usr/bin/curl"))), "nothing is known of its cgroup"
+        assert not holds({"cgroup": path, "invert": True}, one)
+    for path in ("/system", "/system.slice/foo", "/foo.service", "/system.slice/foo.service/worker/1", "/user.slice"):
+        assert not holds({"cgroup": path}, one), path
+        assert holds({"type": "logical", "mode": "or", "rules": [{"cgroup": path}, {"cgroup": "/system.slice"}]}, one)
+    assert holds({"cgroup": "/"}, subject(process=Process("/sbin/init", cgroup="/")))
+
+
+@pytest.mark.parametrize(
+    "rule", [{"group": "vpn"}, {"cgroup": "/a"}, {"type": "logical", "mode": "or", "rules": [{"group_id": 1}]}]
+)
+def test_items_of_our_own_are_not_for_rule_sets(rule: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r'"(group|group_id|cgroup)" is not for rule sets'):
         parse_headless(rule, "")

@@ -35,6 +35,36 @@ def test_masks_of_many_groups_are_bounded() -> None:
     assert {1 << place for place in range(52)} <= set(masks), "each alone is known, whatever there is beside it"
 
 
-def test_vectors_leave_groups_open() -> None:
-    one = atoms(("group_id", 1), ("process_name", "curl"))
-    assert sorted(one.vectors()) == [(0, 2), (4, 2)]
+def test_vectors_leave_groups_and_cgroups_open() -> None:
+    for key, value in (("group_id", 1), ("cgroup", "/a")):
+        one = atoms((key, value), ("process_name", "curl"))
+        assert sorted(one.vectors()) == [(0, 2), (4, 2)]
+
+
+def test_a_cgroup_has_the_bits_of_those_above() -> None:
+    one = atoms(("cgroup", "/a"), ("cgroup", ["/a/b", "/c"]), ("cgroup", "/"), ("process_name", "curl"))
+    plan = one.plan(())
+    places = {"/": 4, "/a": 5, "/a/x": 5, "/a/b": 7, "/a/b/x/y": 7, "/c": 6, "/ab": 4, "": 0}
+    assert {path: plan.placed(path) for path in places} == places
+    assert set(one.masks()) == {0, 4, 5, 6, 7, 8, 12, 13, 14, 15}, "what no process has is not listed"
+
+
+def test_expressions_of_a_path() -> None:
+    """Of a listed path they are known; of others they hold in any combination, and vectors leave them open."""
+    one = atoms(("process_path_regex", "^/opt/"), ("process_path", "/opt/curl"), ("process_path_regex", "curl$"))
+    plan = one.plan(())
+    assert dict(plan.paths) == {"/opt/curl": 7}
+    assert {path: plan.judged(path) for path in ("/opt/x", "/bin/curl", "/opt/curl", "/bin/x", "")} == {
+        "/opt/x": 1, "/bin/curl": 4, "/opt/curl": 5, "/bin/x": 0, "": 0,
+    }  # fmt: skip
+    assert set(one.masks()) == {0, 1, 4, 5, 7}
+    assert sorted(one.vectors()) == [(0, 0b1010), (0b1110, 0)]
+    assert not plan.empty
+    assert one.plan(()) == plan != atoms(("process_path_regex", "^/usr/")).plan(())
+
+
+def test_masks_of_many_expressions_are_bounded() -> None:
+    one = atoms(*(("process_path_regex", f"x{n}") for n in range(40)), ("user_id", 7))
+    masks = one.masks()
+    assert len(masks) <= 2 * module.MOST_WITH_EXPRESSIONS
+    assert {1 << place for place in range(41)} <= set(masks)

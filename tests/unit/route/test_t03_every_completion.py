@@ -47,10 +47,11 @@ def without_bounds(case: brute.Case) -> compiler.Compiled:
 
 
 def documented(case: brute.Case, key: brute.Key) -> bool:
-    """Where SNIFF may stand although a verdict was possible: an expression over the paths of programs that no other
-    item names, and groups of a socket that BPF could not tell."""
+    """Where SNIFF may stand although a verdict was possible: expressions, groups and cgroups of a socket that BPF could
+    not tell, and a bypass below a rule that asks for its process."""
     rules = str(case.raw)
-    return key.source is None and ("process_path_regex" in rules or (key.process is None and "group" in rules))
+    loose = ("process_path_regex", "group", *(("process", "user") if "bypass" in rules else ()))
+    return key.source is None and brute.unknown(case.compiled, key) and any(word in rules for word in loose)
 
 
 def disagreements(numbers: Iterable[int], mix: Counter[str]) -> list[str]:
@@ -282,11 +283,11 @@ def _a_replaced_destination_is_the_same(patch: Patch) -> None:
 
 
 def _a_bypass_comes_before_everything(patch: Patch) -> None:
-    patch(compiler, "stays", lambda one, outcomes: any(isinstance(step, program.Stay) for _, step in one))
+    patch(compiler, "stays", lambda one, owners, outcomes: any(isinstance(step, program.Stay) for _, step in one))
 
 
 def _a_bypass_is_only_what_is_certain_anyway(patch: Patch) -> None:
-    patch(compiler, "stays", lambda one, outcomes: False)
+    patch(compiler, "stays", lambda one, owners, outcomes: False)
 
 
 MUTANTS = [

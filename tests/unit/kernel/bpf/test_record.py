@@ -12,23 +12,28 @@ from gateway.core.errors import KernelError
 from gateway.kernel.bpf import record
 from gateway.kernel.bpf.process import asked, tables
 from gateway.kernel.plan import ProcessPlan
+from gateway.route.item.pattern import Patterns
 
 HEADER = (Path(__file__).resolve().parents[4] / "bpf/process.h").read_text()
 
 
 def test_bounds_agree_with_the_header() -> None:
     values = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)u?\n", HEADER)}
-    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "KEPT", "PATH_INCOMPLETE", "REAL_USER"):
+    flags = ("PATH_INCOMPLETE", "REAL_USER", "PATH_UNJUDGED", "CGROUP_UNJUDGED")
+    for name in ("COMPONENT", "PATH", "DEPTH", "GROUPS", "KEPT", *flags):
         assert values[name] == getattr(record, name), name
 
 
 def test_maps_are_those_of_the_co_re_object() -> None:
     """The other loader makes its own; their sizes in bytes are compared where the object is loaded."""
     source = (Path(__file__).resolve().parents[4] / "bpf/co_re.h").read_text()
-    rules = dict(re.findall(r"^RULES\((\w+), \w+, (\d+)\);", source, re.M))
+    rules, learned = (
+        dict(re.findall(rf"^{kind}\((\w+), \w+, (\d+)\);", source, re.M)) for kind in ("RULES", "LEARNED")
+    )
     whole = {name: (kind, entries) for kind, entries, name in re.findall(
         r"__uint\(type, BPF_MAP_TYPE_(\w+)\);\s+__uint\(max_entries, (\d+)\);[^}]*} (\w+) SEC", source)}  # fmt: skip
     declared = {name: ("HASH", entries, record.NO_PREALLOC) for name, entries in rules.items()}
+    declared |= {name: ("LRU_HASH", entries, 0) for name, entries in learned.items()}
     declared |= {name: (*found, 0) for name, found in whole.items()}
     assert {
         name: (getattr(record, kind), int(entries), flags) for name, (kind, entries, flags) in declared.items()
@@ -46,11 +51,13 @@ def test_paths_that_the_walk_does_not_reach(path: str) -> None:
 
 
 def test_owner_round_trip() -> None:
-    data = record.OWNER.pack(record.path_key("/opt/a b/tool"), b"tool", 7, 1000, 100, 0)
-    assert record.parse_owner(data) == record.Owner("/opt/a b/tool", True, 1000, 100, 7, "tool")
-    cut = record.OWNER.pack(b"tool\0deep\0", b"tool", 7, 0, 0, record.PATH_INCOMPLETE)
+    data = record.OWNER.pack(record.path_key("/opt/a b/tool"), b"tool", 7, 1000, 100, 0, 1 << 40)
+    assert record.parse_owner(data) == record.Owner("/opt/a b/tool", True, 1000, 100, 7, "tool", cgroup=1 << 40)
+    new = record.OWNER.pack(record.path_key("/a"), b"a", 7, 0, 0, record.PATH_UNJUDGED | record.CGROUP_UNJUDGED, 5)
+    assert record.parse_owner(new) == record.Owner("/a", True, 0, 0, 7, "a", False, None, 5, True, True)
+    cut = record.OWNER.pack(b"tool\0deep\0", b"tool", 7, 0, 0, record.PATH_INCOMPLETE, 0)
     assert record.parse_owner(cut).path == ""
-    real = record.OWNER.pack(b"", b"tool", 7, 1000, 100, record.PATH_INCOMPLETE | record.REAL_USER)
+    real = record.OWNER.pack(b"", b"tool", 7, 1000, 100, record.PATH_INCOMPLETE | record.REAL_USER, 0)
     assert record.parse_owner(real) == record.Owner("", False, 1000, 100, 7, "tool", True)
     for size in range(len(data)):
         with pytest.raises(struct.error):
@@ -69,8 +76,10 @@ def test_tables_unite_and_refuse() -> None:
     made = tables(plan)
     assert made["uids"] == {bytes(4): 5}
     assert made["names"] == {}
-    assert asked(plan) == (0, 2, 0)
-    assert asked(ProcessPlan(paths=(("/a", 1), ("/b", 4)), gids=((1, 8), (2, 8)))) == (5, 0, 8)
+    assert asked(plan) == (0, 2, 0, 0, 0)
+    assert asked(ProcessPlan(paths=(("/a", 1), ("/b", 4)), gids=((1, 8), (2, 8)))) == (5, 0, 8, 0, 0)
+    late = ProcessPlan(paths=(("/a", 1),), expressions=((Patterns(["x"]), 2),), cgroups=(("/", 4), ("/b", 8)))
+    assert asked(late) == (3, 0, 0, 2, 12)
     assert made["classes"] == {bytes(8): 1, struct.pack("=Q", 5): 30}
     for number in (-1, 30, 31):
         with pytest.raises(KernelError):

@@ -1,0 +1,93 @@
+"""What the process programs cost a flow of the router itself: socket(2) and connect(2) of UDP, attached and not.
+
+Each round measures every side in turn, in a network namespace and a cgroup of its own. ``python -m tests.bench.hook``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from gateway.kernel.bpf.process import ProcessMarks
+from gateway.kernel.plan import ProcessPlan
+from gateway.lab.lab import Lab
+from gateway.lab.topology import Host, Topology
+from gateway.route.item.pattern import Patterns
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS, TRIES, FLOWS = 15, 30, 200
+"""Of each round the best try counts: what others do on the machine only ever adds."""
+SO_COOKIE = 57
+OFF = "not attached"
+PLANS: Mapping[str, ProcessPlan | None] = {
+    OFF: None,
+    "by user": ProcessPlan(uids=((0, 1),), classes=((0, 0), (1, 1))),
+    "by path": ProcessPlan(paths=(("/opt/tool", 1),), classes=((0, 0), (1, 1))),
+    "by group": ProcessPlan(gids=((4100, 1),), classes=((0, 0), (1, 1))),
+    "by expression and cgroup": ProcessPlan(
+        expressions=((Patterns(["^/opt/"]), 1),), cgroups=(("/far", 2),), classes=((0, 0), (1, 1))
+    ),
+}
+Taken = dict[str, list[float]]
+
+
+def measure() -> dict[str, float]:
+    """Print ns a flow of each side, and what each costs more than the first; returns the medians. Needs root."""
+    with Lab(Topology("hook", (Host("router", addresses={"lo": ()}),), ())) as lab:
+        host = lab.host("router")
+        taken: Taken = host.run(
+            [sys.executable, "-m", "tests.bench.hook", str(host.group)], cwd=ROOT, check=True, timeout=300
+        ).json()  # fmt: skip
+    found = {side: statistics.median(values) for side, values in taken.items()}
+    for side, value in found.items():
+        runs = " ".join(f"{one:.0f}" for one in sorted(taken[side]))
+        print(f"{side:26} {value:7.0f} ns  {value - found[OFF]:+6.0f}   {runs}")
+    return found
+
+
+def inside(group: Path) -> Taken:
+    """On the host of the lab, below ``group``."""
+    taken: Taken = {side: [] for side in PLANS}
+    for turn in range(ROUNDS):
+        for side in PLANS if turn % 2 == 0 else reversed(PLANS):
+            taken[side].append(once(group, PLANS[side]))
+    return taken
+
+
+def once(group: Path, plan: ProcessPlan | None) -> float:
+    """ns a flow."""
+    if plan is None:
+        return flows()
+    with closing(ProcessMarks(group, plan)) as marks:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
+            marks.owner(int.from_bytes(first.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder))
+        return flows()
+
+
+def flows() -> float:
+    return min(attempt() for _ in range(TRIES))
+
+
+def attempt() -> float:
+    begun = time.perf_counter_ns()
+    for _ in range(FLOWS):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect(("127.0.0.1", 9))
+        sock.close()
+    return (time.perf_counter_ns() - begun) / FLOWS
+
+
+if __name__ == "__main__":
+    if os.geteuid():
+        sys.exit("needs root")
+    if sys.argv[1:]:
+        print(json.dumps(inside(Path(sys.argv[1]))))
+    else:
+        measure()
