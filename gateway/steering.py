@@ -102,6 +102,8 @@ class Kernel:
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
         groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
         inputs = Inputs(kinds, inbound.tag, users, groups, options.kernel.mode)
+        engine.captured = inbound.tag
+        engine.direct = next((tag for tag, kind in kinds.items() if kind == "direct"), "")
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
         return State(options, config, inbound, kinds, compiled)
 
