@@ -107,6 +107,8 @@ class Kernel:
         groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
         hostnames = self._hostnames(parts)
         inputs = Inputs(kinds, inbound.tag, users, groups, hostnames, options.kernel.mode)
+        engine.captured = inbound.tag
+        engine.direct = next((tag for tag, kind in kinds.items() if kind == "direct"), "")
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
         return State(options, config, inbound, kinds, hostnames, compiled)
 

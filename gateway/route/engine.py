@@ -99,6 +99,8 @@ class Walk:
         rules = engine.rules
         if self._index:  # else it has just been made of them
             subject.learn(self._domain, self._findings)
+        elif trace is None and (kept := engine.kept(self._flow, subject)) is not None:
+            return self._decide("route", kept, outbound=engine.direct)
         while True:
             index = self._index if subject.name or trace is not None else engine.nameless[self._index]
             if index >= len(rules):
@@ -179,7 +181,7 @@ class Engine:
     """The ordered rules of one configuration. ``final`` is an outbound's tag (the caller resolved the default);
     ``sets`` maps the tags of rule sets to their rules."""
 
-    __slots__ = ("by_device", "final", "hostnames", "nameless", "rules", "sets")
+    __slots__ = ("by_device", "captured", "direct", "final", "hostnames", "keeps", "nameless", "rules", "sets")
 
     def __init__(
         self, rules: Sequence[RouteRule], final: str, sets: Mapping[str, Sequence[Rule]] | None = None
@@ -197,6 +199,23 @@ class Engine:
         """Whether a rule asks for the flow's device (those of rule sets cannot)."""
         self.hostnames = frozenset().union(*(item.set for item in asked if isinstance(item, SourceHostname)))
         """Names of devices that rules ask for."""
+        self.keeps = any(isinstance(rule.action, Bypass) for rule in self.rules)
+        self.captured = self.direct = ""
+        """Tags of the inbound that captured flows enter, and of an outbound that does as the kernel does; "" = none."""
+
+    def stays(self, subject: Subject) -> int | None:
+        """The first bypass rule that ``subject`` shows to hold; None where a rule before it ends the flow's way."""
+        for index, (match, action, _) in enumerate(self.rules):
+            if isinstance(action, Bypass | Route | Reject | HijackDNS) and matches(match, subject):
+                return index if isinstance(action, Bypass) else None
+        return None
+
+    def kept(self, flow: Flow, subject: Subject) -> int | None:
+        """The same of a captured flow whose process the kernel did not know: what it would have kept goes as it would
+        have gone."""
+        if not self.keeps or not self.direct or flow.process is None or flow.inbound != self.captured:
+            return None
+        return self.stays(subject)
 
     def start(self, flow: Flow, findings: Findings, trace: Trace | None = None) -> Walk:
         return Walk(self, flow, findings, trace)

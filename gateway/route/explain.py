@@ -12,7 +12,6 @@ from typing import Any
 from gateway.core.address import IP, Address
 from gateway.core.flow import Device, Findings, Flow, Network, Process
 from gateway.kernel.plan import LAST_UID, Steering, Verdict
-from gateway.route.action import Bypass, HijackDNS, Reject, Route
 from gateway.route.compile import Compiled
 from gateway.route.engine import Decision, Engine, SniffRequest, Trace
 from gateway.route.match import Default, Logical, Rule, Subject, matches
@@ -60,23 +59,18 @@ def explain(
         found["profile"], found["verdict"] = profile, verdict.name.lower()
         found["where"] = "kernel" if verdict in (Verdict.DIRECT, Verdict.REJECT, Verdict.DROP) else "userspace"
     found["overruled"] = None
-    if found["verdict"] == "direct" and (stays := _bypass(engine, query)) is not None:
+    flow = _flow(query)
+    subject = Subject.of(flow, Findings(learned=query.names), engine.sets)
+    stays = engine.stays(subject) if found["verdict"] == "direct" else engine.kept(flow, subject)
+    if stays is not None:
         if 0 <= decision.rule < stays:
             found["overruled"] = {key: found[key] for key in ("rule", "action", "outbound")}
-        found["rule"], found["action"], found["outbound"] = stays, "bypass", ""
+        outbound = "" if found["verdict"] == "direct" else engine.direct
+        found["rule"], found["action"], found["outbound"] = stays, "bypass", outbound
     found["text"] = _text(found, query, final_reason)
     if query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, query)[1] is not verdict:
         found["text"][-1] = "in userspace: the kernel does not know this host's programs (gateway status says why)"
     return found
-
-
-def _bypass(engine: Engine, query: Query) -> int | None:
-    """The first bypass rule that the packet alone shows to hold; None where a rule before it ends the flow's way."""
-    subject = Subject.of(_flow(query), Findings(learned=query.names), engine.sets)
-    for index, (match, action, _) in enumerate(engine.rules):
-        if isinstance(action, Bypass | Route | Reject | HijackDNS) and matches(match, subject):
-            return index if isinstance(action, Bypass) else None
-    return None
 
 
 def _kernel(compiled: Compiled, query: Query, steering: Steering | None = None) -> tuple[int, Verdict]:
@@ -184,7 +178,8 @@ def _text(found: dict[str, Any], query: Query, final_reason: str) -> list[str]:
         if above := found["overruled"]:
             lines.append(f"rule {above['rule']} above would say {above['outbound'] or above['action']}, but the packet "
                          "alone does not show that it holds")  # fmt: skip
-        lines.append(f"in the kernel: rule {found['rule']} wants it to stay there")
-        return lines
+        if found["where"] == "kernel":
+            lines.append(f"in the kernel: rule {found['rule']} wants it to stay there")
+            return lines
     lines.append(reasons[found["verdict"]])
     return lines

@@ -16,6 +16,7 @@ import pytest
 
 from gateway.core.errors import KernelError
 from gateway.kernel import cgroup, mark
+from gateway.kernel.bpf import record
 from gateway.kernel.bpf.loader import OBJECTS, library
 from gateway.kernel.bpf.process import Loaded, ProcessMarks, netns_cookie
 from gateway.kernel.bpf.record import Owner
@@ -454,3 +455,25 @@ def test_cgroups(ground, loader) -> None:
         finally:
             for group in (inner / "deep", inner, other):
                 cgroup.remove(group)
+
+
+def test_no_more_is_learned_than_there_is_room_for(ground, loader) -> None:
+    """The oldest give way; what is met anew is judged anew."""
+    program, mount = ground.copy("tool"), cgroup.mount_point()
+    above = f"/{ground.cgroup.relative_to(mount)}"
+    with marking(ground, ProcessPlan(cgroups=((above, 1),), classes=((0, 0), (1, 1))), loader) as marks:
+        child = ground.start(program)
+
+        def met() -> int:
+            child.order("open", name="t", kind="udp")
+            marks.owner(child.order("where", name="t")["cookie"])
+            return child.order("connect", name="t", host="192.0.2.9", port=80)
+
+        assert met() == of(1)
+        _, _, _, room, _ = record.MAPS["cgroups"]
+        for number in range(4 * room):
+            marks._learn("cgroups", record.cgroup_key((1 << 50) + number), 0)
+        assert len(list(marks._maps["cgroups"])) <= room
+        # It may have stayed, as one that was met since.
+        assert child.order("open", name="new", kind="tcp") in (of(1), of(mark.UNKNOWN))
+        assert met() == of(1)

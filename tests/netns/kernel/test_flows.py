@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ class Way(Whole):
         super().__init__(lab)
         self.path.write_text(json.dumps({
             "outbounds": [{"type": "direct", "tag": "direct"}],
-            "route": {"rules": RULES},
+            "route": {"rules": RULES, "find_process": True},
             "gateway": {
                 "uplinks": [{"interface": "wan0", "static": {"address": [f"{WAN}/24"], "gateway": [SERVER]}}],
                 "lans": [{"interface": "lan0", "address": ["192.168.7.1/24"]}],
@@ -130,6 +131,34 @@ def test_both_planes(way: Way) -> None:
         lines = way.command("flows").out.splitlines()
         assert len([line for line in lines if SERVER in line or "www.example:7002" in line]) == 2
         assert max(map(len, lines)) <= 120
+
+
+HOLD = """
+import socket, sys, time
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+sock.sendall(b"x")
+print(sock.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_program_of_a_flow_of_the_router(way: Way) -> None:
+    """Known where no rule asks for one; of what runs outside of the programs' cgroup the user alone."""
+    with closing(way.server.socket(socket.AF_INET)) as listener, closing(way.gateway.socket()) as other:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((SERVER, DIRECT))
+        listener.listen()
+        running = way.gateway.popen([sys.executable, "-c", HOLD, SERVER, str(DIRECT)])
+        try:
+            port = poll(lambda: running.out.read_text().strip(), running.told(), 20)
+            other.connect((SERVER, DIRECT))
+            rows = {row["source"].rpartition(":")[2]: row for row in way.flows("--filter", f"{SERVER}:{DIRECT}")[0]}
+            mine, foreign = rows[port], rows[str(other.getsockname()[1])]
+            assert (mine["plane"], mine["process"]) == ("kernel", os.path.realpath(sys.executable))
+            assert (mine["pid"], mine["user"]) == (running.pid, "root")
+            assert (foreign["process"], foreign["pid"], foreign["user"]) == (None, None, "root")
+        finally:
+            running.kill()
 
 
 def test_a_bypass_stays_in_the_kernel(way: Way) -> None:

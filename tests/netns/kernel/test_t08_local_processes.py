@@ -128,7 +128,9 @@ class Way(Whole):
         """First of the own ports of each run."""
         mount = cgroup.mount_point()
         self.listed = self.gateway.group / "listed"
+        kept = {"process_path_regex": "/kept/", "action": "bypass"}
         rules: list[dict[str, Any]] = [
+            {"process_path_regex": "/kept/"},
             {"process_path": [str(self.bin / "path" / "tool"), str(self.bin / "resolver")]},
             {"process_name": ["named"]},
             {"process_path_regex": ["/regex/[a-z]+$"]},
@@ -138,7 +140,7 @@ class Way(Whole):
             {"group": ["daemon"]},
             {"cgroup": f"/{self.listed.relative_to(mount)}"},
         ]
-        self.rules = [{**rule, "outbound": "far", "override_port": FAR} for rule in rules]
+        self.rules = [kept, *({**rule, "outbound": "far", "override_port": FAR} for rule in rules)]
         self.path.write_text(json.dumps({
             "outbounds": [
                 {"type": "direct", "tag": "direct"}, {"type": "direct", "tag": "far", "connect_timeout": "9s"}
@@ -320,6 +322,15 @@ def test_a_cgroup_and_what_is_below(way: Way) -> None:
     finally:
         for group in (listed / "below" / "it", listed / "below", listed, way.gateway.group / "listed.not"):
             cgroup.remove(group)
+
+
+def test_a_bypass_by_program(way: Way) -> None:
+    """Its first flow, which the kernel cannot judge yet, goes as the others: not by the rule below."""
+    before = f"echo $$ > {way.gateway.group}/cgroup.procs"
+    asked = way.ask(way.program("kept/tool"), before=before)
+    assert answers(asked) == {"near"}
+    assert sockets(asked[:1]) == UNKNOWN
+    assert set(way.classes(asked)[1:]) == {mark.DIRECT}
 
 
 @pytest.mark.parametrize("kind", ["tcp", "connected", "unconnected"])

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError
-from gateway.core.flow import Findings, Flow
+from gateway.core.flow import Findings, Flow, Process
 from gateway.route.engine import Decision, Engine, ResolveRequest, SniffRequest, Trace, Walk
 from gateway.route.options import parse_route
 
@@ -91,6 +91,26 @@ def test_a_bypass_that_the_kernel_did_not_see_to_hold() -> None:
     rules[0]["outbound"] = "a"
     done = decide(rules)
     assert (done.outbound, done.rule, done.destination) == ("a", 0, Address.of("203.0.113.1", 80))
+
+
+def test_a_bypass_of_a_process_that_the_kernel_did_not_know() -> None:
+    """Goes as its next flow, which the kernel keeps: directly, whatever a sniff would show, but below what holds."""
+    rules: Any = [
+        {"process_name": "ssh", "outbound": "a"}, {"action": "sniff"}, {"domain": "a.example", "outbound": "b"},
+        {"port": 443, "action": "bypass"},
+    ]  # fmt: skip
+    engine = Engine(parse_route({"rules": rules}).rules, "c")
+    ends = Address.of("192.0.2.1", 4000), Address.of("203.0.113.1", 443)
+    flow = Flow("tcp", "in", "tproxy", *ends, process=Process("/bin/curl"))
+    findings = Findings(protocol="tls", domain="q.example")
+    assert engine.decide(flow, findings).outbound == "c"
+    engine.captured, engine.direct = "in", "direct"
+    done = engine.decide(flow, findings)
+    assert (done.outbound, done.rule) == ("direct", 3)
+    assert engine.decide(flow._replace(process=Process("/bin/ssh")), findings).outbound == "a"
+    assert engine.decide(flow._replace(process=None), findings).outbound == "c"
+    assert engine.decide(flow._replace(inbound="socks"), findings).outbound == "c"
+    assert engine.decide(flow._replace(destination=Address.of("203.0.113.1", 80)), findings).outbound == "c"
 
 
 def test_reject_hijack_and_options() -> None:
