@@ -126,7 +126,7 @@ class Plane:
         self.wiring.owners = cast(Owners, self.owners)
         self._lease_file = lease_file
         self.leases = LeaseFiles()
-        self.devices = self.wiring.devices = Neighbours(self.leases.hostnames)
+        self.devices = self.wiring.devices = Neighbours(self.leases)
         route: RouteConfig = config.route or RouteConfig()
         self.parts = self._build(config, route, load_all(route, config.directory))
         self.router = Router(self.parts.engine, self.wiring)

@@ -7,9 +7,10 @@ here and in nftables (``ether saddr``).
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv6Address
 from time import monotonic
+from typing import Protocol
 
 from gateway.core.address import IP
 from gateway.core.errors import KernelError
@@ -22,15 +23,26 @@ MOST = 4096
 """Answers remembered; at the bound all are forgotten and asked for anew."""
 
 
+class Leases(Protocol):
+    """What DHCP servers know of devices, as of now."""
+
+    def hostnames(self) -> Mapping[str, str]:
+        """Hardware address to host name."""
+
+    def mac(self, address: IP) -> str:
+        """Of the device that holds ``address``; "" for none."""
+
+
 class Neighbours:
-    """Looks in the network namespace where it was made. ``hostnames`` gives hardware address to the name in its lease,
-    as of now. Raises KernelError from the constructor where netlink is refused. Not for use by several threads.
+    """Looks in the network namespace where it was made. Raises KernelError from the constructor where netlink is
+    refused. Not for use by several threads.
 
-    A neighbour that the kernel has forgotten, while the device still remembers us, has no hardware address until we
-    speak to it: such a device's first datagram may be taken for an unknown one's. A TCP client is always known."""
+    A neighbour that the kernel has forgotten, while the device still remembers us, has no hardware address there until
+    we speak to it; then its lease tells it. Without one such a device's first datagram may be taken for an unknown
+    one's. A TCP client is always known."""
 
-    def __init__(self, hostnames: Callable[[], Mapping[str, str]]) -> None:
-        self._hostnames = hostnames
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
         self._lookup = Lookup(NETLINK_ROUTE)
         self._known: dict[IP, tuple[float, Device | None]] = {}
 
@@ -53,7 +65,8 @@ class Neighbours:
                 self._known[source] = now + KNOWN, device
         if device is None:
             return None
-        return device._replace(hostname=self._hostnames().get(device.mac, ""))
+        mac = device.mac or self._leases.mac(source)
+        return device._replace(mac=mac, hostname=self._leases.hostnames().get(mac, ""))
 
     def _look(self, source: IP) -> Device | None:
         if isinstance(source, IPv6Address) and source.is_link_local:

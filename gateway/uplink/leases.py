@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.core.address import IP
+
 PLACES = (
     "/var/lib/misc/dnsmasq.leases", "/tmp/dhcp.leases", "/var/lib/dnsmasq/dnsmasq.leases", "/tmp/odhcpd.leases",
     "/var/lib/odhcpd/dhcp.leases", "/var/lib/dhcp/dhcpd.leases", "/var/lib/kea/kea-leases4.csv",
@@ -96,6 +98,7 @@ class LeaseFiles:
         self._files: dict[Path, tuple[object, list[Lease]]] = {}
         self._looked = 0.0
         self._names: dict[str, str] = {}
+        self._macs: dict[str, str] = {}
 
     def use(self, files: Sequence[Path], fixed: Mapping[str, str]) -> None:
         """Read ``files`` from now on; ``fixed``: names by hardware address that stand in the configuration."""
@@ -113,6 +116,11 @@ class LeaseFiles:
         """Hardware address to host name, both lower-case. A name outlives its lease until another has it."""
         self._look()
         return self._names
+
+    def mac(self, address: IP) -> str:
+        """Of the device that holds ``address`` by the latest lease; "" for none."""
+        self._look()
+        return self._macs.get(str(address), "")
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -138,4 +146,5 @@ class LeaseFiles:
             changed = True
         if changed:
             leases = [lease for _, found in self._files.values() for lease in found]
+            self._macs = {lease.address: lease.mac for lease in leases}
             self._names = {lease.mac: lease.hostname for lease in leases if lease.hostname} | self._fixed

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,10 @@ class Way(Whole):
 
     def reaches(self) -> bool:
         """Whether the server refuses everybody a port at which nobody listens."""
-        for host in self.hosts.values():
-            with closing(host.socket(socket.AF_INET6)) as sock:
+        for host, (version, server) in product(self.hosts.values(), SERVER.items()):
+            with closing(host.socket(socket.AF_INET if version == 4 else socket.AF_INET6)) as sock:
                 sock.settimeout(1)
-                if sock.connect_ex((SERVER[6], 7000)) != errno.ECONNREFUSED:
+                if sock.connect_ex((server, 7000)) != errno.ECONNREFUSED:
                     return False
         return True
 

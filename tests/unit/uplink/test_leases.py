@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_a_file_is_read_again_when_it_changes_and_may_be_absent(tmp_path: Path) 
     path.write_text(f"1 {PHONE} 192.0.2.10 new *\n")
     assert looked(files) == {PHONE: "new", TV: "tv"}
     assert files.leases() == [], "it ended in 1970"
+    assert files.mac(ip_address("192.0.2.10")) == PHONE
+    assert files.mac(ip_address("192.0.2.11")) == ""
     path.unlink()
     assert looked(files) == {TV: "tv"}
 
