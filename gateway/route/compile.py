@@ -48,8 +48,9 @@ from gateway.route.program import End, Kind, Program, Search, Stay, build, settl
 from gateway.route.sweep import Segment, sweep
 
 Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
-MOST_PROFILES = 16
-"""One of them is the profile that sniffs everything, once more would be needed."""
+MOST_PROFILES = 64
+"""One of them is the profile that sniffs everything, once more would be needed. Each kind of device that rules tell
+apart takes about three: ports of DNS, ports where the server speaks first, all the others."""
 MOST_CLASSES = 30
 """Socket classes 0..29."""
 MOST_MASKS = 4096

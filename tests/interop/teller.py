@@ -51,6 +51,8 @@ class Teller:
         with contextlib.suppress(OSError):
             while True:
                 data, source = self.udp.recvfrom(65536)
+                if not data:
+                    return  # shut down
                 target, said = unwrapped(data)
                 self.udp.sendto(data[: len(data) - len(said)] + self._word(target), source)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,11 +60,11 @@ TOPOLOGY = Topology(
 class Server:
     """Answers TCP and UDP at every site address with who asked."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, sites: Sequence[str] = SITES, ports: Sequence[int] = PORTS) -> None:
         self.socks: list[socket.socket] = []
-        for site in SITES:
+        for site in sites:
             family = socket.AF_INET6 if ":" in site else socket.AF_INET
-            for port in PORTS:
+            for port in ports:
                 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                     sock = host.socket(family, kind)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.core.flow import Device, Process
 from gateway.kernel.plan import Verdict
-from gateway.route.compile import MOST_PROFILES, Compiled, Inputs, compile_rules
+from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Engine
 from gateway.route.item.adguard_domain import AdGuardDomain
 from gateway.route.match import Default, Rule
@@ -163,11 +163,6 @@ class Case:
     sets: dict[str, tuple[Rule, ...]]
     engine: Engine
     compiled: Compiled
-
-    @property
-    def full(self) -> bool:
-        """Whether the compiler may have run out of profiles."""
-        return len(self.compiled.steering.profiles) == MOST_PROFILES
 
 
 def configuration(

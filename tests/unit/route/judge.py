@@ -263,9 +263,17 @@ def ends(action: Any) -> bool:
 class Done(NamedTuple):
     """What becomes of a flow, by which rule (-1: ``final``), and whether it was looked at."""
 
-    outcome: str
-    rule: int
+    decision: Decision
+    replaced: bool
     looked: bool
+
+    @property
+    def outcome(self) -> str:
+        return USERSPACE if self.replaced else outcome(self.decision)
+
+    @property
+    def rule(self) -> int:
+        return self.decision.rule
 
 
 def decide(engine: Engine, flow: Flow, shown: Shown, learned: tuple[str, ...] = (), trace: Trace | None = None) -> Done:
@@ -275,7 +283,7 @@ def decide(engine: Engine, flow: Flow, shown: Shown, learned: tuple[str, ...] = 
     while True:
         done = walk.step()
         if isinstance(done, Decision):
-            return Done(USERSPACE if walk.destination != flow.destination else outcome(done), done.rule, looked)
+            return Done(done, walk.destination != flow.destination, looked)
         looked = True
         if isinstance(done, SniffRequest) and shown.protocol in done.protocols:
             findings.protocol, findings.domain, findings.client = shown

@@ -33,7 +33,7 @@ def test_certain_is_exact_about_sniffing() -> None:
             if not case.compiled.certain(flow, Findings(learned=learned)):
                 continue
             said += 1
-            ends = {decide(case.engine, flow, shown, learned).outcome for shown in judge.shown(key, ["", *brute.NAMES])}
+            ends = {decide(case.engine, flow, shown, learned).outcome for shown in judge.shown(key, ["", *judge.names])}
             assert len(ends) == 1, f"seed {seed}: {key}"
     assert said > 100
 
@@ -172,13 +172,13 @@ def test_processes() -> None:
 
 
 def test_more_than_fits_is_sniffed() -> None:
-    rules = {"rules": [{"port": 1000 + n, "ip_cidr": f"192.0.2.{n}", "outbound": "vps"} for n in range(40)]
+    rules = {"rules": [{"port": 1000 + n, "ip_cidr": f"192.0.2.{n}", "outbound": "vps"} for n in range(70)]
              + [{"process_name": f"p{n}", "port": 2000 + n, "outbound": "vps"} for n in range(40)]}  # fmt: skip
     made = compiled(rules)
     assert len(made.steering.profiles) == compiler.MOST_PROFILES
     assert len(made.steering.local) <= compiler.MOST_CLASSES
     assert look(made, "203.0.113.1", 80) == "DIRECT"
-    assert look(made, "192.0.2.39", 1039) == "SNIFF"
+    assert look(made, "192.0.2.69", 1069) == "SNIFF"
 
 
 def test_certain() -> None:
