@@ -71,7 +71,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         chains[f"g{generation}_class_{number}"] = tuple(_class(item, generation, len(steering.profiles)))
     fixed = {
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port)),
-        "between": tuple(_between(capture.lans)),
+        "between": tuple(_between(capture)),
         "capture": _redirect(capture.dns_port),
         "forwarded": tuple(_forwarded(steering, generation)),
         "local": tuple(_local(steering, capture, generation)) if capture.local else (),
@@ -113,10 +113,11 @@ def _deliver(port: int) -> str:
     return f"meta l4proto {{ tcp, udp }} tproxy to :{port} meta mark set meta mark | {mark.ROUTE:#010x} accept"
 
 
-def _between(lans: Sequence[str]) -> Iterator[str]:
-    """Not from a LAN to itself: where the way out leads through the LAN, such a flow leaves the house."""
-    for name in lans:
-        others = ", ".join(quote(other) for other in lans if other != name)
+def _between(capture: Capture) -> Iterator[str]:
+    """From a LAN to itself too: inside a bridge (br_netfilter), to a network behind a router of the LAN. With one arm
+    such a flow leaves the house."""
+    for name in capture.lans:
+        others = ", ".join(quote(other) for other in capture.lans if other != name or not capture.one_armed)
         if others:
             yield f"iifname {quote(name)} fib daddr oifname {{ {others} }} accept"
 
