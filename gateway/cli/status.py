@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     if "offload" in answer:
         waiting = " (no bulk just now)" if answer["offload"] and not answer["offloading"] else ""
         print(f"offload: {' '.join(answer['offload']) or 'none'}{waiting}{_reason(answer['problems'].get('offload'))}")
+    if restored := answer.get("restored"):
+        print(f"restored {restored} times what other programs took away: table gateway_base, or the ip rule")
+    if problem := answer.get("problems", {}).get("standing"):
+        print(f"cannot be put back: {problem}")
     for what, why in answer.get("refused", {}).items():
         print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):
