@@ -42,6 +42,9 @@ LEARNED = (Verdict.SNIFF, Verdict.USER, Verdict.DIRECT, Verdict.REJECT, Verdict.
 """In the order they are looked up; an address is in one of them."""
 MULTIPATH = "tcp flags & (fin | syn | rst | ack) == syn reset tcp option mptcp"
 """The listener takes one path: without the option the client asks for no more (RFC 8684 section 3.7). Linux 5.18."""
+ERRORS = f"meta l4proto {{ icmp, ipv6-icmp }} meta mark set meta mark | {mark.ROUTE:#010x} accept"
+"""What a router behind the LAN says of packets that userspace sent in somebody else's name (too large, unreachable) is
+addressed to that other, and comes to the socket that has the name; else path MTU discovery is blind."""
 MOST = 1000
 """Elements in one command, which keeps lines readable in an error message."""
 
@@ -70,7 +73,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     for number, item in enumerate(steering.classes):
         chains[f"g{generation}_class_{number}"] = tuple(_class(item, generation, len(steering.profiles)))
     fixed = {
-        "deliver": (MULTIPATH, _deliver(capture.tproxy_port)),
+        "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
         "between": tuple(_between(capture)),
         "capture": _redirect(capture.dns_port),
         "forwarded": tuple(_forwarded(steering, generation)),

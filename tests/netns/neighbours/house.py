@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,9 @@ DIRECT = {4: "198.51.100.1", 6: "2001:db8:2::1"}
 PROXIED = {4: "198.51.100.2", 6: "2001:db8:2::2"}
 GUEST6 = "2001:db8:9::"
 SOCKS = 1080
-TPROXY = 7893
+TPROXY, MIXED = 7893, 7890
+FAST = {"ipv4/tcp_fastopen": "0x403"}
+"""Every listener takes data in a SYN."""
 SITE, OWN, OPEN = 80, 22, {"tcp": 22, "udp": 500}
 """Ports: of every site, of the router's own services, of those that the uplink may reach."""
 FORWARD, THEIRS = 8080, 8000
@@ -108,7 +110,7 @@ def topology() -> Topology:
                 bridges=(Bridge("br-lan", ("lan0", "lan1")),),
                 addresses={"wan0": (), "wan1": ()},
                 # As on a machine without br_netfilter.
-                sysctls={f"bridge/bridge-nf-call-{kind}tables": "0" for kind in ("ip", "ip6")},
+                sysctls={f"bridge/bridge-nf-call-{kind}tables": "0" for kind in ("ip", "ip6")} | FAST,
             ),
             # It knows no way to private addresses.
             Plan(
@@ -119,6 +121,7 @@ def topology() -> Topology:
                     "lo": tuple(f"{site[4]}/32" for site in (DIRECT, PROXIED))
                     + tuple(f"{site[6]}/128" for site in (DIRECT, PROXIED)),
                 },
+                sysctls=FAST,
                 routes=(Route("2001:db8:1::/64", WAN[6]), Route(f"{GUEST6}/64", WAN[6])),
             ),
         ),
@@ -150,12 +153,14 @@ class House(Whole):
         self._far = self.server.popen(words, cwd=ROOT)
         self.server.wait_listening([("tcp", SOCKS)], self._far)
 
-    def configure(self, **more: Any) -> None:
+    def configure(self, rules: Sequence[dict[str, Any]] = (), **more: Any) -> None:
+        """``rules`` come before the one of ``DIRECT``; ``more`` goes into the ``gateway`` object."""
         self.path.write_text(json.dumps({
-            "inbounds": [{"type": "tproxy", "tag": "in", "listen": "::", "listen_port": TPROXY}],
+            "inbounds": [{"type": "tproxy", "tag": "in", "listen": "::", "listen_port": TPROXY},
+                         {"type": "mixed", "listen": "::", "listen_port": MIXED}],
             "outbounds": [{"type": "socks", "tag": "proxy", "server": SERVER[4], "server_port": SOCKS},
                           {"type": "direct", "tag": "direct"}],
-            "route": {"rules": [{"ip_cidr": list(DIRECT.values()), "outbound": "direct"}]},
+            "route": {"rules": [*rules, {"ip_cidr": list(DIRECT.values()), "outbound": "direct"}]},
             "gateway": {
                 "inbound": "in",
                 "uplinks": [
@@ -192,8 +197,11 @@ class House(Whole):
         )
 
     def reload(self, **more: Any) -> None:
+        """Returns when it is in force."""
         self.configure(**more)
+        told = self.process.told().count("configuration applied")
         os.kill(self.process.pid, signal.SIGHUP)
+        poll(lambda: self.process.told().count("configuration applied") > told, self.process.told())
 
     def leave(self) -> None:
         """Before the lab goes."""
