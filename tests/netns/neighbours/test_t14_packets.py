@@ -129,9 +129,18 @@ def hello(name: str) -> bytes:
     return out.read()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "kind", "family"),
+    [
+        (place, kind, family)
+        for place in PLACES
+        for kind in KINDS
+        for family in FAMILIES
+        # Linux looks the route of an unconnected IPv4 socket up as if its address were a local one, finds none, and
+        # forgets what it was told (__ipv4_sk_update_pmtu).
+        if (place, kind, family) != ("proxied", "udp", 4)
+    ],
+)
 def test_t14_a_packet_was_too_large(alone: House, place: str, kind: str, family: int) -> None:
     """A link behind the LAN carries less: the ICMP error goes to who has sent the packet. For a proxied flow that is
     the gateway in the site's name; for a direct one the site."""
@@ -162,8 +171,8 @@ def path(house: House, target, family: int, to: str) -> str:
 
 
 def answer(wire: socket.socket, family: int, kind: str, site: str, port: int) -> bytes:
-    """The first packet of the site to that port with data; of TCP the number is that of the next, since a sender believes
-    nothing about what has arrived (RFC 5927)."""
+    """The first packet of the site to that port with data; of TCP the number is that of the next, since a sender
+    believes nothing about what has arrived (RFC 5927)."""
     source = socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, site)
     while True:
         packet = wire.recv(65536)
