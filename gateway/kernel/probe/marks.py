@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 from gateway.kernel import mark
-from gateway.kernel.probe.finding import Finding, answer
+from gateway.kernel.probe.finding import TIMEOUT, Finding, answer, tool
 from gateway.kernel.probe.ruleset import PRIORITY, Place, Ruleset, named
 
 OTHERS = 0xFFFFFFFF & ~mark.BYTE
@@ -47,11 +49,32 @@ def precedes(rule: dict[str, Any]) -> bool:
 
 def foreign_marks(ruleset: Ruleset) -> Iterator[Finding]:
     """Rules of others that write a mark without a mask."""
-    found = list(writing(ruleset))
-    detail = "; ".join(
-        f"{named(place, rule)} writes our byte of the {key}: {instead}" for place, rule, key, instead in found
-    )
-    yield Finding("foreign-marks", not found, detail)
+    found = [
+        f"{named(place, rule)} writes our byte of the {key}: {instead}"
+        for place, rule, key, instead in writing(ruleset)
+    ]
+    for family, program in (("ip", "iptables-save"), ("ip6", "ip6tables-save")):
+        # nft lists these rules without their numbers.
+        path = tool(program)
+        if (family, "mangle") in ruleset.tables and path is not None:
+            done = subprocess.run([path, "-t", "mangle"], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+            found += [f"{program}: {line} writes our byte: give it a mask" for line in unmasked(done.stdout)]
+    yield Finding("foreign-marks", not found, "; ".join(found))
+
+
+def unmasked(saved: str) -> Iterator[str]:
+    """Lines of ``iptables-save`` that write our byte of either mark (iptables-extensions(8), MARK and CONNMARK)."""
+    for line in saved.splitlines():
+        if " -j MARK " not in line and " -j CONNMARK " not in line:
+            continue
+        words = dict(itertools.pairwise(line.split()))
+        if "--set-xmark" in words:
+            value, _, mask = words["--set-xmark"].partition("/")
+            written = int(value, 0) | int(mask or "0xffffffff", 0)
+        else:
+            written = int(words.get("--ctmask" if "--save-mark" in line else "--nfmask", "0xffffffff"), 0)
+        if written & mark.BYTE:
+            yield line
 
 
 def writing(ruleset: Ruleset) -> Iterator[tuple[Place, dict[str, Any], str, str]]:

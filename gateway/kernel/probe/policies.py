@@ -8,14 +8,16 @@ Each chain of a hook has its say; that ours accepts is no help. A rule that asks
 from __future__ import annotations
 
 import itertools
+import shlex
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.kernel import mark
 from gateway.kernel.nft.render import quote
-from gateway.kernel.probe.finding import Finding
-from gateway.kernel.probe.ruleset import DEEPEST, PRIORITY, TABLES, Place, Ruleset, named
+from gateway.kernel.probe.finding import TIMEOUT, Finding, tool
+from gateway.kernel.probe.ruleset import DEEPEST, PRIORITY, TABLES, Place, Ruleset, managed, named
 
 Verdict = Literal["accept", "drop", "return"]
 VERSIONS = {"inet": ("ipv4", "ipv6"), "ip": ("ipv4",), "ip6": ("ipv6",)}
@@ -25,11 +27,13 @@ IGNORED = {"counter", "log", "mangle"}
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Packets that must pass ``hook``: ``text`` is the condition of the rule that lets them. ``facts``: by what nft
-    calls it, the values that such a packet may have; ``marks``: bits that are set so."""
+    """Packets that must pass ``hook``: ``text`` is the condition of the rule that lets them, ``options`` are those of
+    iptables, one a rule. ``facts``: by what nft calls it, the values that such a packet may have; ``marks``: bits that
+    are set so."""
 
     hook: str
     text: str
+    options: tuple[str, ...]
     facts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     marks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     versions: tuple[str, ...] = ("ipv4", "ipv6")
@@ -51,46 +55,70 @@ def passages(ruleset: Ruleset) -> Iterator[Passage]:
     lans, wans = ruleset.lans, ruleset.wans
     new = {"ct state": ("new",)}
     inward = {"meta iifname": lans} if lans else {}
-    routed = {"meta mark": (mark.ROUTE, mark.ROUTE)}
-    yield Passage("prerouting", _masked("meta mark", *routed["meta mark"]), {**inward, "fib": ("missing",)}, routed)
-    yield Passage("input", _masked("meta mark", *routed["meta mark"]), {**inward, **new}, routed)
-    names = {"ct mark": (mark.CLASS, mark.NAMES)}
-    yield Passage("input", _masked("ct mark", *names["ct mark"]), {**inward, **new, "ct status": ("dnat",)}, names)
-    yield Passage("output", _masked("meta mark", mark.SOCKET, mark.OWN), new, {"meta mark": (mark.SOCKET, mark.OWN)})
-    direct = {"ct mark": (mark.CLASS, mark.DIRECT)}
+    yield _marked("prerouting", "meta mark", mark.ROUTE, mark.ROUTE, {**inward, "fib": ("missing",)})
+    yield _marked("input", "meta mark", mark.ROUTE, mark.ROUTE, {**inward, **new})
+    yield _marked("input", "ct mark", mark.CLASS, mark.NAMES, {**inward, **new, "ct status": ("dnat",)})
+    yield _marked("output", "meta mark", mark.SOCKET, mark.OWN, new)
     if not lans:
-        yield Passage("forward", _masked("ct mark", *direct["ct mark"]), new, direct)
+        yield _marked("forward", "ct mark", mark.CLASS, mark.DIRECT, new)
         return
     # By interface: what is direct, from LAN to LAN, and what leaves when the gateway is dead (fail: open).
-    yield Passage("forward", f"iifname {_set(lans)} oifname {_set((*lans, *wans))}",
+    yield Passage("forward", f"iifname {_set(lans)} oifname {_set((*lans, *wans))}", _pairs(lans, (*lans, *wans)),
                   {"meta iifname": lans, "meta oifname": (*lans, *wans), **new})  # fmt: skip
     if not wans:
         return
     back = {"meta iifname": wans, "meta oifname": lans}
-    yield Passage("forward", f"iifname {_set(wans)} oifname {_set(lans)} ct state established,related",
+    known = tuple(f"{pair} -m conntrack --ctstate ESTABLISHED,RELATED" for pair in _pairs(wans, lans))
+    yield Passage("forward", f"iifname {_set(wans)} oifname {_set(lans)} ct state established,related", known,
                   {**back, "ct state": ("established", "related")})  # fmt: skip
     if ruleset.rules.get(("inet", "gateway_base", "forwards")):
-        yield Passage("forward", "ct status dnat", {**back, **new, "ct status": ("dnat",)}, versions=("ipv4",))
+        yield Passage("forward", "ct status dnat", ("-m conntrack --ctstate DNAT",),
+                      {**back, **new, "ct status": ("dnat",)}, versions=("ipv4",))  # fmt: skip
     for rule in ruleset.rules.get(("inet", "gateway_base", "pinholes"), ()):
         asked = dict(filter(None, map(_asked, rule["expr"])))
         text = " ".join(f"{key} {value}" for key, value in asked.items())
-        yield Passage("forward", text, {**back, **new, **{key: (value,) for key, value in asked.items()}},
-                      versions=("ipv6",))  # fmt: skip
+        port = next((f"-p {key.split()[0]} --dport {value}" for key, value in asked.items() if "dport" in key), "")
+        facts = {**back, **new, **{key: (value,) for key, value in asked.items()}}
+        yield Passage("forward", text, (f"-d {asked.get('ip6 daddr')} {port}",), facts, versions=("ipv6",))
+
+
+def _marked(hook: str, key: str, mask: int, value: int, facts: Mapping[str, tuple[str, ...]]) -> Passage:
+    module = "mark" if key == "meta mark" else "connmark"
+    options = f"-m {module} --mark {value:#x}/{mask:#x}"
+    return Passage(hook, f"{key} & {mask:#010x} == {value:#010x}", (options,), facts, {key: (mask, value)})
+
+
+def _pairs(ways_in: tuple[str, ...], ways_out: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"-i {one} -o {other}" for one in map(shlex.quote, ways_in) for other in map(shlex.quote, ways_out))
 
 
 def foreign_policies(ruleset: Ruleset) -> Iterator[Finding]:
-    """One finding for all chains, with a line for each passage."""
-    found = dropping(ruleset)
-    detail = ", ".join(dict.fromkeys(named(place) for place, _, _ in found))
-    closed = [place for place, _, _ in found if "owner" in ruleset.tables.get(place[:2], {}).get("flags", ())]
+    """One finding for all chains, with the lines for each passage."""
+    found = [(place, lines) for place, where, passage in dropping(ruleset) if (lines := _lines(place, where, passage))]
+    detail = ", ".join(dict.fromkeys(named(place) for place, _ in found))
+    closed = [place for place, _ in found if "owner" in ruleset.tables.get(place[:2], {}).get("flags", ())]
     if closed:
         detail += f" ({closed[0][1]} owns its table, no line can be added: docs/neighbours.md)"
-    remedy = "; ".join(
-        f"nft insert rule {named(where)} '{passage.text} accept'"
-        for place, where, passage in found
-        if place not in closed
-    )
+    remedy = "; ".join(line for place, lines in found if place not in closed for line in lines)
     yield Finding("foreign-policies", not found, detail and f"{detail}: may drop what the gateway lets pass", remedy)
+
+
+def _lines(place: Place, where: Place, passage: Passage) -> list[str]:
+    """Commands for a shell. iptables gives a chain up in which it finds a rule of nft's own making ("incompatible, use
+    'nft' tool"), and Docker, libvirt with it: it is told in its own words, and asked for what it has already, since nft
+    lists some of its rules without their meaning."""
+    program = "iptables" if where[0] == "ip" else "ip6tables"
+    path = tool(program)
+    if not managed(place) or path is None:
+        return [f"nft insert rule {named(where)} '{passage.text} accept'"]
+    table = "" if where[1] == "filter" else f"-t {where[1]} "
+    rules = [f"{where[2]} {options} -j ACCEPT" for options in passage.options]
+    return [f"{program} {table}-I {rule}" for rule in rules if not _has(path, f"{table}-C {rule}")]
+
+
+def _has(program: str, words: str) -> bool:
+    done = subprocess.run([program, *shlex.split(words)], capture_output=True, timeout=TIMEOUT, check=False)
+    return done.returncode == 0
 
 
 def dropping(ruleset: Ruleset) -> list[tuple[Place, Place, Passage]]:
@@ -216,10 +244,6 @@ def _asked(statement: Any) -> tuple[str, str] | None:
         case {"match": {"op": "==", "left": left, "right": str() | int() as right}}:
             return _name(left), str(right)
     return None
-
-
-def _masked(key: str, mask: int, value: int) -> str:
-    return f"{key} & {mask:#010x} == {value:#010x}"
 
 
 def _set(names: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ Place = tuple[str, str, str]
 """Family, table, chain."""
 PRIORITY = -151
 """Of our prerouting and output chains (nft/steer.nft)."""
+IPTABLES = {"filter", "nat", "mangle", "raw", "security"}
 DEEPEST = 16
 """Jumps that the kernel allows to follow each other (NFT_JUMP_STACK_SIZE)."""
 
@@ -103,6 +104,11 @@ def _targets(value: Any) -> Iterator[str]:
         case list():
             for part in value:
                 yield from _targets(part)
+
+
+def managed(place: Place) -> bool:
+    """A base chain of iptables, which nft shows under that name."""
+    return place[0] in ("ip", "ip6") and place[1] in IPTABLES and place[2].isupper()
 
 
 def named(place: Place, rule: dict[str, Any] | None = None) -> str:

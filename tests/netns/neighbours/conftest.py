@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,19 @@ def alone(house: House) -> Iterator[House]:
         yield house
 
 
-@pytest.fixture(scope="module", params=EVERY, ids=lambda one: one.name)
+def params() -> list[Any]:
+    """Each neighbour, with a mark where a program that is not ours has to load its rules."""
+    return [
+        pytest.param(
+            one,
+            id=one.name,
+            marks=[pytest.mark.peer("iptables-nft")] if any(file.suffix != ".nft" for file in one.files) else [],
+        )
+        for one in EVERY
+    ]
+
+
+@pytest.fixture(scope="module", params=params())
 def beside(house: House, request: pytest.FixtureRequest) -> Iterator[tuple[House, Neighbour]]:
     """A gateway beside a neighbour, with the lines that doctor gives."""
     neighbour: Neighbour = request.param

@@ -15,15 +15,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.kernel import conntrack
-from gateway.lab.host import Host
+from gateway.lab.host import PATHS, Host
 from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
 from gateway.lab.topology import Bridge, End, Link, Route, Service, Topology
 from gateway.lab.topology import Host as Plan
+from tests import peers
 from tests.netns.kernel.whole import Whole
 
 if TYPE_CHECKING:
@@ -153,6 +155,18 @@ class House(Whole):
         self._far = self.server.popen(words, cwd=ROOT)
         self.server.wait_listening([("tcp", SOCKS)], self._far)
 
+    @cached_property
+    def foreign(self) -> dict[str, str]:
+        """An environment with iptables, as on a machine that has it."""
+        program = peers.path("iptables-nft")
+        libraries = next(program.parent.parent.glob("tree/usr/lib/*/xtables"))
+        folder = self.lab.folder / "bin"
+        folder.mkdir()
+        for name in ("iptables", "ip6tables"):
+            for suffix in ("", "-restore", "-save"):
+                (folder / f"{name}{suffix}").symlink_to(program.parent / f"{name}-nft{suffix}")
+        return {"PATH": f"{folder}:{PATHS}", "XTABLES_LIBDIR": str(libraries)}
+
     def configure(self, rules: Sequence[dict[str, Any]] = (), **more: Any) -> None:
         """``rules`` come before the one of ``DIRECT``; ``more`` goes into the ``gateway`` object."""
         self.path.write_text(json.dumps({
@@ -211,7 +225,7 @@ class House(Whole):
     def lines(self, *lines: str) -> None:
         """Shell lines on the gateway, each as it stands."""
         for line in lines:
-            done = self.gateway.run(["sh", "-c", line])
+            done = self.gateway.run(["sh", "-c", line], environment=self.foreign)
             assert done.ok, f"{line}: {done.err}"
 
     def nft(self, text: str) -> None:
@@ -246,7 +260,8 @@ class House(Whole):
 
     def findings(self) -> dict[str, dict[str, Any]]:
         """What ``gateway doctor`` finds, by name."""
-        done = self.gateway.run([sys.executable, "-m", "gateway", "doctor", "--json"], cwd=ROOT, timeout=60)
+        command = [sys.executable, "-m", "gateway", "doctor", "--json"]
+        done = self.gateway.run(command, cwd=ROOT, timeout=60, environment=self.foreign)
         return {one["name"]: one for one in done.json()["findings"]}
 
     def remedies(self, name: str) -> list[str]:
@@ -272,11 +287,13 @@ class House(Whole):
         ):
             self.guest.run(["ip", *words.split()], check=True)
         self.lines(*neighbour.lines)
-        self.nft(neighbour.rules)
+        for file in neighbour.files:
+            program = "nft -f -" if file.suffix == ".nft" else f"{file.suffix[1:]}-restore"
+            done = self.gateway.run(program.split(), stdin=file.read_bytes(), environment=self.foreign)
+            assert done.ok, done.err
 
         def out() -> None:
-            tables = {tuple(line.split()[1:3]) for line in neighbour.rules.splitlines() if line.startswith("table ")}
-            self.lines(*(f"nft delete table {family} {name}" for family, name in sorted(tables)), *neighbour.undo)
+            self.lines(*(f"nft delete table {table}" for table in neighbour.tables), *neighbour.undo)
             self.lines(f"ip link del {bridge}")
             self.guest.run(["ip", "addr", "flush", "dev", "eth0", "scope", "global"], check=True)
 

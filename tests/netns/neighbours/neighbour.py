@@ -4,6 +4,7 @@ them, as `ip` shows them on a machine that runs the real thing."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .house import GUEST6, RULES, SERVER, SERVER1
 
@@ -23,8 +24,20 @@ class Neighbour:
     """It forwards a port of the uplink to its guest."""
 
     @property
-    def rules(self) -> str:
-        return (RULES / f"{self.name}.nft").read_text()
+    def files(self) -> tuple[Path, ...]:
+        """Named after the program that reads them."""
+        return tuple(sorted(RULES.glob(f"{self.name}.*")))
+
+    @property
+    def tables(self) -> list[str]:
+        """Family and name of each table that they make."""
+        found = []
+        for file in self.files:
+            family = {".iptables": "ip ", ".ip6tables": "ip6 "}.get(file.suffix, "")
+            sign = "*" if family else "table "
+            lines = file.read_text().splitlines()
+            found += [family + line.removeprefix(sign).rstrip(" {") for line in lines if line.startswith(sign)]
+        return found
 
 
 def _mwan3() -> tuple[str, ...]:

@@ -187,6 +187,25 @@ def test_who_writes_our_byte(key: dict, value: object, hook: str, prio: int, hur
     assert not hurts or "inet a b handle 7" in found.detail
 
 
+@pytest.mark.parametrize(
+    ("words", "hurts"),
+    [
+        ("MARK --set-xmark 0x100/0x3f00", False),
+        ("MARK --set-xmark 0x100/0xffffffff", True),
+        ("MARK --set-xmark 0x1000000/0x0", True),
+        ("CONNMARK --save-mark --nfmask 0x3f00 --ctmask 0x3f00", False),
+        ("CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff", True),
+        ("CONNMARK --restore-mark --nfmask 0xff0000 --ctmask 0xff0000", False),
+        ("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", True),
+        ("CONNMARK --set-xmark 0x1/0xffffffff", True),
+        ("ACCEPT", False),
+    ],
+)
+def test_iptables_writes_marks_too(words: str, hurts: bool) -> None:
+    line = f"-A PREROUTING -i br-lan -j {words}"
+    assert list(marks.unmasked(f"*mangle\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n")) == ([line] if hurts else [])
+
+
 @pytest.mark.parametrize(("priority", "early"), [(0, False), (100, True), (mark.RULE_PRIORITY, False), (1001, False)])
 def test_ip_rules_that_come_before_ours(priority: int, early: bool) -> None:
     assert marks.precedes({"priority": priority}) is early
