@@ -11,7 +11,8 @@ from gateway.kernel.probe.finding import Finding, capability, parameter
 CONNECTIONS = 16384
 """A table of fewer is small for a home."""
 FULL = 0.8
-"""Of the table: a full one drops what is new."""
+"""Of what there is: where the rest goes too, what is new is dropped."""
+REMEDY = f"ulimit -n {WANTED} (systemd: LimitNOFILE={WANTED})"
 MAY_RAISE = 24  # CAP_SYS_RESOURCE, linux/capability.h
 
 
@@ -43,6 +44,6 @@ def files(hard: int, most: int, may_raise: bool) -> Finding:
     limit = max(hard, min(most, WANTED)) if may_raise else hard
     ok = limit >= WANTED
     lines = [f"sysctl -w fs.nr_open={1 << WANTED.bit_length()}"] if most < WANTED else []
-    lines.append(f"ulimit -n {WANTED} (systemd: LimitNOFILE={WANTED})")
+    lines.append(REMEDY)
     detail = f"{limit} open files" + ("" if ok else f": a flow in userspace takes two, {WANTED} are wanted")
     return Finding("open-files", ok, detail, "" if ok else "; ".join(lines), needed=False)

@@ -143,6 +143,12 @@ def topology() -> Topology:
     )  # fmt: skip
 
 
+def printed(*beginnings: str) -> list[str]:
+    """The shell lines in docs/neighbours.md that begin so."""
+    page = (ROOT / "docs" / "neighbours.md").read_text().splitlines()
+    return sorted(line.strip() for line in page if line.startswith("    ") and line.strip().startswith(beginnings))
+
+
 class House(Whole):
     """All goes to the proxy but what has an address of ``DIRECT``, so that what is steered wrongly shows."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .house import CLIENT, DESK, FAMILIES, KINDS, PROXIED, House
+from .house import CLIENT, DESK, FAMILIES, KINDS, PROXIED, House, printed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
 BRIDGED = "net/bridge/bridge-nf-call-{}"
@@ -38,6 +38,8 @@ def test_bridge_nf_is_told_with_lines_that_leave_docker_alone(house_of_docker: H
     assert house.ask("tcp", house.client, PROXIED[4], timeout=0.5) == "", "tproxy works inside a bridge by now?"
     found = house.findings()
     assert found["neighbours"]["detail"].startswith("Docker (interface docker0)")
+    lines = [line for kind in TABLES for line in found[f"bridge-nf-call-{kind}"]["remedy"].split("; ")]
+    assert printed("ip link ", "sysctl -w net/bridge") == sorted(lines)
     for name, family in (("bridge-nf-call-iptables", 4), ("bridge-nf-call-ip6tables", 6)):
         assert not found[name]["ok"]
         assert "br-lan" in found[name]["detail"]
@@ -74,7 +76,9 @@ def test_a_strict_reverse_path_with_marks(valid_marks: House, name: str) -> None
     found = house.findings()["src-valid-mark"]
     assert not found["ok"]
     assert "br-lan" in found["detail"]
-    house.lines(*found["remedy"].split("; "))
+    lines = found["remedy"].split("; ")
+    assert set(printed("sysctl -w net/ipv4")) <= set(lines)
+    house.lines(*lines)
     assert house.findings()["src-valid-mark"]["ok"]
     for kind in KINDS:
         assert house.ask(kind, house.client, PROXIED[4]) == f"server {PROXIED[4]}"
