@@ -17,7 +17,7 @@ from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
 from gateway.flows import listing
 from gateway.host import Host
-from gateway.kernel import conntrack, mark
+from gateway.kernel import conntrack, descriptors, mark
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
 from gateway.prediction import lans_of, offline, predict
@@ -122,7 +122,8 @@ class Box:
         host = {} if self.host is None else self.host.status()
         kernel = {} if self.kernel is None else self.kernel.status()
         uptime = round(time.time() - self.started, 1)
-        return {"state": self.state, "uptime": uptime, **self.plane.status(), **host, **kernel}
+        files = dict(zip(("open", "limit"), descriptors.used(), strict=True))
+        return {"state": self.state, "uptime": uptime, "files": files, **self.plane.status(), **host, **kernel}
 
 
 def gateway_options(config: Config) -> GatewayOptions | None:

@@ -24,7 +24,9 @@ from gateway.kernel.netlink.reconciler import Netlink
 from gateway.kernel.netlink.undo import undo as undo_network
 from gateway.kernel.nft import base
 from gateway.kernel.nft.library import Library
+from gateway.kernel.nft.watch import Watch
 from gateway.kernel.plan import Base, PortForward
+from gateway.kernel.standing import Standing
 from gateway.options import GatewayOptions
 from gateway.uplink.dnsmasq.daemon import undo as undo_process
 from gateway.uplink.lan import Lans
@@ -46,6 +48,8 @@ class Host:
         self.lans = Lans(
             options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
         )  # fmt: skip
+        self._watch = Watch(base.TABLE, base.SETS)
+        self._standing = Standing(self._watch, self._restore, self.netlink, self.monitor)
         self._tasks: list[asyncio.Task[None]] = []
         self._narrow: list[str] = []
         self._offload: Offload | None = None
@@ -69,6 +73,7 @@ class Host:
         self._tasks = [
             asyncio.create_task(self.monitor.run(), name="monitor"),
             asyncio.create_task(self._offload_on_demand(), name="offload"),
+            asyncio.create_task(self._standing.run(), name="standing"),
         ]
 
     async def reload(self, options: GatewayOptions) -> None:
@@ -91,6 +96,7 @@ class Host:
             try:
                 base.clamp(Library(), narrow)
                 self._narrow = narrow
+                self._watch.remember()
             except KernelError as error:
                 log.warning("segment size: %s", error)
 
@@ -142,10 +148,12 @@ class Host:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._detach_offload()
         await self.netlink.__aexit__()
+        self._watch.close()
         self.journal.close()
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
+        own = {"offload": self._offload_problem, "standing": self._standing.problem}
         return {
             "uplinks": [
                 {
@@ -161,7 +169,8 @@ class Host:
             "lans": [lan.interface for lan in self.options.lans],
             "offload": [] if self._offload is None else list(self._offload.interfaces.values()),
             "offloading": self._offload is not None and self._offload.attached,
-            "problems": self.lans.problems | ({"offload": self._offload_problem} if self._offload_problem else {}),
+            "restored": self._standing.restored,
+            "problems": self.lans.problems | {name: told for name, told in own.items() if told},
         }
 
     @property
@@ -178,7 +187,13 @@ class Host:
         if options.fail == "hold":
             self.journal.record({"kind": "process", "op": "kill", "argument": self.keeper})
         base.apply(Library(), base_plan(options))
+        self._watch.remember()
         self._narrow = [one.interface for one in options.uplinks]
+
+    def _restore(self) -> None:
+        """Raises KernelError."""
+        self._base(self.options)
+        self._clamp()
 
 
 def _carries(link: Link) -> int:

@@ -14,8 +14,8 @@ from gateway.box import Box
 from gateway.cli import configuration, instance
 from gateway.config.root import Config
 from gateway.core.errors import GatewayError
+from gateway.kernel.descriptors import raise_limit
 from gateway.service.control import Control
-from gateway.service.descriptors import raise_limit
 
 LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 

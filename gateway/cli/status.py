@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from gateway.cli import instance
 from gateway.core.errors import GatewayError
+from gateway.kernel.probe import conflicts
+from gateway.kernel.probe.limits import FULL, REMEDY
 from gateway.service.control import ask
 
 
@@ -20,10 +23,14 @@ def run(arguments: argparse.Namespace) -> int:
     answer = ask(folder, {"command": "status"})
     if not answer.pop("ok", False):
         raise GatewayError(answer.get("error", "refused"))
+    hindered = [finding for finding in conflicts() if not finding.ok and finding.needed] if "steering" in answer else []
     if arguments.json:
-        print(json.dumps(answer))
+        print(json.dumps({**answer, "conflicts": [asdict(finding) for finding in hindered]}))
         return 0
     print(f"{answer['state']}, up {answer['uptime']:.0f} s")
+    files = answer["files"]
+    if files["open"] > FULL * files["limit"]:
+        print(f"{files['open']} of {files['limit']} files are open: {REMEDY}")
     print(f"inbounds {' '.join(answer['inbounds']) or 'none'}; {answer['flows']} flows")
     for one in answer.get("uplinks", ()):
         state = "elected" if one["elected"] else "ready" if one["ready"] else one["problem"] or "waiting"
@@ -36,10 +43,16 @@ def run(arguments: argparse.Namespace) -> int:
     if "offload" in answer:
         waiting = " (no bulk just now)" if answer["offload"] and not answer["offloading"] else ""
         print(f"offload: {' '.join(answer['offload']) or 'none'}{waiting}{_reason(answer['problems'].get('offload'))}")
+    if restored := answer.get("restored"):
+        print(f"restored {restored} times what other programs took away: table gateway_base, or the ip rule")
+    if problem := answer.get("problems", {}).get("standing"):
+        print(f"cannot be put back: {problem}")
     for what, why in answer.get("refused", {}).items():
         print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):
         print(f"dnsmasq: {problem}")
+    for finding in hindered:
+        print(f"{finding.name}: {finding.detail}{f' -> {finding.remedy}' if finding.remedy else ''}")
     return 0
 
 

@@ -35,7 +35,8 @@ OWN = SELF << SOCKET_SHIFT
 
 TABLE = 2380
 """Routing table that holds ``local default dev lo`` for both families."""
-RULE_PRIORITY = 9000
-"""Priority of the ip rule ``fwmark ROUTE/ROUTE lookup TABLE``."""
+RULE_PRIORITY = 238
+"""Priority of the ip rule ``fwmark ROUTE/ROUTE lookup TABLE``: before what others have for their own marks or for every
+packet (l3mdev 1000, mwan3 1001-3253, Tailscale 5210-5270, netifd 10000-90000), since a packet may have both marks."""
 PROTO = 238
 """rtnetlink protocol number of the routes that the gateway itself makes (lease routes use 16, dhcp)."""

@@ -38,6 +38,10 @@ SOURCES: dict[str, Source] = {
     "microsocks": Debian("microsocks", ("microsocks",)),
     "dnsperf": Debian("dnsperf", ("dnsperf",)),
     "ethtool": Debian("ethtool", ("ethtool",)),
+    "iptables-nft": Debian(
+        "iptables",
+        tuple(f"{name}-nft{suffix}" for name in ("iptables", "ip6tables") for suffix in ("", "-restore", "-save")),
+    ),
     "iperf3": Debian("iperf3", ("iperf3",)),
     "tcpdump": Debian("tcpdump", ("tcpdump",)),
     "wrk": Debian("wrk", ("wrk",)),

@@ -23,8 +23,18 @@ RTMGRP_LINK = 0x1
 RTMGRP_TC = 0x8
 RTMGRP_IPV4_IFADDR = 0x10
 RTMGRP_IPV4_ROUTE = 0x40
+RTMGRP_IPV4_RULE = 0x80
 RTMGRP_IPV6_IFADDR = 0x100
 RTMGRP_IPV6_ROUTE = 0x400
+RTMGRP_IPV6_RULE = 0x40000  # RTNLGRP_IPV6_RULE, which has no name of this kind
+MOVES = (
+    RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV6_IFADDR
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_IPV4_RULE
+    | RTMGRP_IPV6_RULE
+)
 SETTLE = 0.05
 """Seconds between a ring and the look, so that a burst costs one look."""
 RETRY = 1.0
@@ -32,7 +42,8 @@ RETRY = 1.0
 
 class Monitor:
     """``links`` is the last look, by name. ``watch(changed)`` callbacks get the names whose Link differs, also of
-    those that came or went. ``watch_addresses(moved)`` callbacks are called after any change of addresses or routes.
+    those that came or went. ``watch_addresses(moved)`` callbacks are called after any change of addresses, routes or
+    rules.
 
     ``run`` is a task of the owner; ``ready`` is set after the first look."""
 
@@ -60,10 +71,7 @@ class Monitor:
     async def run(self) -> None:
         """Look whenever the bell rings; until cancelled."""
         loop = asyncio.get_running_loop()
-        link, other = (
-            _bell(RTMGRP_LINK | RTMGRP_TC),
-            _bell(RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE),
-        )
+        link, other = _bell(RTMGRP_LINK | RTMGRP_TC), _bell(MOVES)
         loop.add_reader(link, self._ring, link, False)
         loop.add_reader(other, self._ring, other, True)
         self._rung.set()

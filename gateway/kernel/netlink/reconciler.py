@@ -33,6 +33,9 @@ class Netlink:
 
     def __init__(self, record: Callable[[Inverse], None] = discard) -> None:
         self._record = record
+        self._steering = asyncio.Lock()
+        self.steering = False
+        """The rule and the route of ``steer`` have to stand."""
         self._session = Session(self._note)
 
     async def __aenter__(self) -> Netlink:
@@ -73,15 +76,15 @@ class Netlink:
         wanted = tuple(want)
         return await self._call(lambda: self._session.reconcile_rules(wanted))
 
-    async def steer(self, on: bool = True) -> None:
+    async def steer(self, on: bool = True) -> int:
         """The rule and local route that deliver marked packets to this host, IPv4 and IPv6; off removes them, the
-        rule first, so that no packet finds it without its table."""
-        routes, rules = diff.steering() if on else ((), ())
-        if on:
-            await self.reconcile("lo", (), routes)
-        await self.reconcile_rules(rules)
-        if not on:
-            await self.reconcile("lo", (), ())
+        rule first, so that no packet finds it without its table. Returns the number of steps."""
+        async with self._steering:
+            routes, rules = diff.steering() if on else ((), ())
+            steps = await self.reconcile("lo", (), routes) if on else 0
+            steps += await self.reconcile_rules(rules)
+            self.steering = on
+            return steps if on else steps + await self.reconcile("lo", (), ())
 
     async def set_link(self, interface: str, *, up: bool | None = None, mtu: int = 0) -> None:
         """Writes only what differs; ``mtu`` 0 leaves it."""

@@ -11,6 +11,7 @@ from gateway.kernel.nft.render import base, narrow
 from gateway.kernel.plan import Base
 
 TABLE = "gateway_base"
+SETS = ("wans", "lans", "open_tcp", "open_udp")
 UNDO = {"kind": "nft", "op": "delete-table", "table": TABLE}
 """The inverse of ``apply``, for the journal."""
 

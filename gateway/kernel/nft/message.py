@@ -77,12 +77,15 @@ def answers(data: bytes) -> Iterator[Answer]:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Attributes by number; of a repeated one the last. Raises ValueError where a length is wrong."""
-    found = {}
+    return dict(pairs(data))
+
+
+def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Attributes in their order, with their numbers. Raises ValueError where a length is wrong."""
     offset = 0
     while len(data) - offset >= 4:
         size, kind = struct.unpack_from("=HH", data, offset)
         if size < 4 or offset + size > len(data):
             raise ValueError("netlink attribute length")
-        found[kind & 0x3FFF] = data[offset + 4 : offset + size]
+        yield kind & 0x3FFF, data[offset + 4 : offset + size]
         offset += (size + 3) & ~3
-    return found

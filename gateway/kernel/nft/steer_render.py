@@ -44,6 +44,9 @@ LEARNED = (Verdict.SNIFF, Verdict.USER, Verdict.DIRECT, Verdict.REJECT, Verdict.
 """In the order they are looked up; an address is in one of them."""
 MULTIPATH = "tcp flags & (fin | syn | rst | ack) == syn reset tcp option mptcp"
 """The listener takes one path: without the option the client asks for no more (RFC 8684 section 3.7). Linux 5.18."""
+ERRORS = f"meta l4proto {{ icmp, ipv6-icmp }} meta mark set meta mark | {mark.ROUTE:#010x} accept"
+"""What a router behind the LAN says of packets that userspace sent in somebody else's name (too large, unreachable) is
+addressed to that other, and comes to the socket that has the name; else path MTU discovery is blind."""
 MOST = 1000
 """Elements in one command, which keeps lines readable in an error message."""
 
@@ -76,8 +79,8 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     for number, name in enumerate(_interfaces(steering)):
         chains[f"g{generation}_interface_{number}"] = tuple(_interface(steering, name, generation))
     fixed = {
-        "deliver": (MULTIPATH, _deliver(capture.tproxy_port)),
-        "between": tuple(_between(capture.lans)),
+        "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
+        "between": tuple(_between(capture)),
         "capture": _redirect(capture.dns_port),
         "forwarded": tuple(_forwarded(steering, generation)),
         "local": tuple(_local(steering, capture, generation)) if capture.local else (),
@@ -120,10 +123,11 @@ def _deliver(port: int) -> str:
     return f"meta l4proto {{ tcp, udp }} tproxy to :{port} meta mark set meta mark | {mark.ROUTE:#010x} accept"
 
 
-def _between(lans: Sequence[str]) -> Iterator[str]:
-    """Not from a LAN to itself: where the way out leads through the LAN, such a flow leaves the house."""
-    for name in lans:
-        others = ", ".join(quote(other) for other in lans if other != name)
+def _between(capture: Capture) -> Iterator[str]:
+    """From a LAN to itself too: inside a bridge (br_netfilter), to a network behind a router of the LAN. With one arm
+    such a flow leaves the house."""
+    for name in capture.lans:
+        others = ", ".join(quote(other) for other in capture.lans if other != name or not capture.one_armed)
         if others:
             yield f"iifname {quote(name)} fib daddr oifname {{ {others} }} accept"
 

@@ -10,12 +10,14 @@ import sys
 import pytest
 
 from gateway.core.errors import KernelError
-from gateway.kernel import conntrack, mark, probe
+from gateway.kernel import conntrack, mark
 from gateway.kernel.nft import base as base_table
 from gateway.kernel.nft import writer as writer_module
 from gateway.kernel.nft.library import Library
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Base, Capture, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
+from gateway.kernel.probe.policies import foreign_policies
+from gateway.kernel.probe.ruleset import read
 
 from .conftest import Owner
 
@@ -391,7 +393,7 @@ def test_doctor_names_what_a_foreign_firewall_lacks(net, base, owner):
     net.nft("-f", "-", stdin="\n".join(["table inet firewalld {", *chains, "}"]).encode())
 
     def finding():
-        (found,) = net.gateway.call(lambda: list(probe.foreign_policies()))
+        (found,) = net.gateway.call(lambda: list(foreign_policies(read())))
         return found
 
     def answers():
@@ -408,7 +410,7 @@ def test_doctor_names_what_a_foreign_firewall_lacks(net, base, owner):
         assert {f"inet firewalld {hook}" for hook in hooks} <= set(found.detail.partition(":")[0].split(", "))
         assert answers() == []
         for command in found.remedy.split("; "):
-            net.gateway.run(command.split(), check=True)
+            net.gateway.run(["sh", "-c", command], check=True)
         assert finding().ok
         assert answers() == ["server", "owner"] * 4
     finally:

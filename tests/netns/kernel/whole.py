@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ class Whole:
         command = [sys.executable, "-m", "gateway", "run", "-c", str(self.path), "--instance", self.instance]
         self.process = self.gateway.popen(command, cwd=ROOT)
 
-    def command(self, *words: str) -> Any:
-        return self.gateway.run(
-            [sys.executable, "-m", "gateway", *words, "--instance", self.instance], cwd=ROOT, timeout=60
-        )  # fmt: skip
+    def command(self, *words: str, environment: Mapping[str, str] | None = None) -> Any:
+        command = [sys.executable, "-m", "gateway", *words, "--instance", self.instance]
+        return self.gateway.run(command, cwd=ROOT, timeout=60, environment=environment)
 
     def status(self) -> dict[str, Any]:
         """Empty where nobody answers."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.core.errors import KernelError
-from gateway.kernel import journal, sysctl
+from gateway.kernel import journal, mark, sysctl
 from gateway.kernel.journal import Journal
 from gateway.kernel.netlink.diff import DHCP, Address, Route
 from gateway.kernel.netlink.monitor import Monitor
@@ -66,7 +66,9 @@ def test_apply_and_undo(net: Net) -> None:
     assert "198.51.100.0/24 via 203.0.113.1 dev wan proto dhcp metric 100 onlink" in net.ip(net.router, "route")
     assert "default via 2001:db8::1 dev wan proto 238 metric 100" in net.ip(net.router, "-6", "route")
     for family in ("-4", "-6"):
-        assert "9000:\tfrom all fwmark 0x1000000/0x1000000 lookup 2380" in net.ip(net.router, family, "rule")
+        assert f"{mark.RULE_PRIORITY}:\tfrom all fwmark 0x1000000/0x1000000 lookup 2380" in net.ip(
+            net.router, family, "rule"
+        )
         assert "local default dev lo" in net.ip(net.router, family, "route", "show", "table", "2380")
     assert len(journal) == 5 + 4
     inside(net.router, lambda: replay(journal))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.kernel import cgroup, mark, probe
+from gateway.kernel.probe import marks
 
 
 @pytest.mark.parametrize(
@@ -19,43 +20,7 @@ from gateway.kernel import cgroup, mark, probe
     ],
 )
 def test_rules_that_read_our_byte(rule: dict, expected: bool) -> None:
-    assert probe.overlaps(rule) is expected
-
-
-def test_foreign_diversions() -> None:
-    def rule(table: str, *expr: object) -> dict:
-        return {"rule": {"family": "inet", "table": table, "chain": "c", "expr": list(expr)}}
-
-    tproxy = {"tproxy": {"port": 1}}
-    listed = [
-        {"metainfo": {}},
-        rule("gateway", tproxy),
-        rule("docker", {"counter": None}),
-        rule("other", tproxy, tproxy),
-    ]
-    listed += [rule("nat", {"redirect": {"port": 2}}), rule("nat", {"redirect": None})]
-    assert probe.diverting(listed) == [("inet", "other", "c"), ("inet", "nat", "c")]
-
-
-def test_policies_of_others() -> None:
-    def chain(table: str, hook: str, policy: str = "drop", family: str = "inet") -> dict:
-        return {"chain": {"family": family, "table": table, "name": hook, "hook": hook, "policy": policy}}
-
-    def accept(table: str, hook: str, key: str, mask: int, value: int, *more: object) -> dict:
-        match = {"match": {"op": "==", "left": {"&": [{key: {"key": "mark"}}, mask]}, "right": value}}
-        return {"rule": {"family": "inet", "table": table, "chain": hook, "expr": [match, *more, {"accept": None}]}}
-
-    forward = ("ct", mark.CLASS, mark.DIRECT)
-    lacks = (("ct mark", mark.CLASS, mark.DIRECT),)
-    assert probe.dropping([chain("gateway_base", "forward"), chain("a", "forward", "accept")]) == []
-    assert probe.dropping([chain("a", "forward", family="bridge"), chain("a", "postrouting")]) == []
-    assert probe.dropping([chain("a", "forward")]) == [("inet", "a", "forward", lacks)]
-    assert probe.dropping([chain("a", "forward"), accept("a", "forward", *forward)]) == []
-    for other in (accept("b", "forward", *forward), accept("a", "forward", "meta", *forward[1:]),
-                  accept("a", "forward", *forward, {"counter": None}), accept("a", "forward", "ct", 1, 1)):  # fmt: skip
-        assert probe.dropping([chain("a", "forward"), other]) == [("inet", "a", "forward", lacks)]
-    found = probe.dropping([chain("a", "input"), accept("a", "input", "meta", mark.ROUTE, mark.ROUTE)])
-    assert found == [("inet", "a", "input", (("ct mark", mark.CLASS, mark.NAMES),))]
+    assert marks.overlaps(rule) is expected
 
 
 def test_every_finding_has_a_name_and_a_way_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 WANTED = 65536
@@ -22,3 +23,8 @@ def raise_limit(wanted: int = WANTED) -> int:
             wanted = hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted
+
+
+def used() -> tuple[int, int]:
+    """Files that this process has open, and how many it may."""
+    return len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]

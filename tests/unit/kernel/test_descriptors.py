@@ -10,7 +10,7 @@ import pytest
 # In a process of its own: a lowered hard limit would stay for all other tests.
 SCRIPT = """
 import resource, sys
-from gateway.service.descriptors import raise_limit
+from gateway.kernel.descriptors import raise_limit
 soft, hard, wanted = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 def refuse(*words):

@@ -1,0 +1,116 @@
+"""Everybody's nftables rules as one listing tells them, and what our base table says of the interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.kernel.probe.finding import answer
+
+TABLES = {("inet", "gateway"), ("inet", "gateway_base")}
+"""Our own, by family and name."""
+Place = tuple[str, str, str]
+"""Family, table, chain."""
+PRIORITY = -151
+"""Of our prerouting and output chains (nft/steer.nft)."""
+IPTABLES = {"filter", "nat", "mangle", "raw", "security"}
+DEEPEST = 16
+"""Jumps that the kernel allows to follow each other (NFT_JUMP_STACK_SIZE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """``chains``, ``rules``, ``tables`` are the objects of ``nft -j list ruleset``, in its order. ``lans``, ``wans``:
+    interfaces of the gateway that runs, or ran, here; empty where there was none."""
+
+    tables: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    chains: dict[Place, dict[str, Any]] = field(default_factory=dict)
+    rules: dict[Place, list[dict[str, Any]]] = field(default_factory=dict)
+    flowtables: list[dict[str, Any]] = field(default_factory=list)
+    lans: tuple[str, ...] = ()
+    wans: tuple[str, ...] = ()
+
+    def foreign(self) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Rules of others."""
+        for place, rules in self.rules.items():
+            if place[:2] not in TABLES:
+                yield from ((place, rule) for rule in rules)
+
+    def hooks(self, place: Place) -> Iterator[dict[str, Any]]:
+        """The base chains from which a chain is reached, itself included."""
+        for base, chain in self.chains.items():
+            if "hook" in chain and base[:2] == place[:2] and place in self._reached(base):
+                yield chain
+
+    def _reached(self, base: Place) -> set[Place]:
+        found, left = {base}, [base]
+        while left:
+            here = left.pop()
+            for rule in self.rules.get(here, ()):
+                for target in _targets(rule.get("expr", [])):
+                    place = (*here[:2], target)
+                    if place not in found:
+                        found.add(place)
+                        left.append(place)
+        return found
+
+
+def parse(objects: list[dict[str, Any]], lans: tuple[str, ...] = (), wans: tuple[str, ...] = ()) -> Ruleset:
+    """Of the list ``nftables`` of ``nft -j list ruleset``."""
+    found = Ruleset(lans=lans, wans=wans)
+    for entry in objects:
+        match entry:
+            case {"table": dict(table)}:
+                found.tables[table["family"], table["name"]] = table
+            case {"chain": dict(chain)}:
+                found.chains[chain["family"], chain["table"], chain["name"]] = chain
+            case {"rule": dict(rule)}:
+                found.rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule)
+            case {"flowtable": dict(flowtable)}:
+                found.flowtables.append(flowtable)
+    return found
+
+
+def read() -> Ruleset:
+    """What the kernel holds now, sets without their elements; empty without nft. Raises OSError, SubprocessError,
+    ValueError."""
+    objects = _objects("-t", "list", "ruleset")
+    found = parse(objects)
+    if ("inet", "gateway_base") not in found.tables:
+        return found
+    lans, wans = (
+        tuple(str(name) for entry in _objects("list", "set", "inet", "gateway_base", word)
+              for name in entry.get("set", {}).get("elem", ()))
+        for word in ("lans", "wans")
+    )  # fmt: skip
+    return parse(objects, lans, wans)
+
+
+def _objects(*words: str) -> list[dict[str, Any]]:
+    listed = answer("nft", "-j", *words) or {}
+    found: list[dict[str, Any]] = listed.get("nftables", [])
+    return found
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Chains that an expression may lead to."""
+    match value:
+        case {"jump": {"target": str(name)}} | {"goto": {"target": str(name)}}:
+            yield name
+        case dict():
+            for part in value.values():
+                yield from _targets(part)
+        case list():
+            for part in value:
+                yield from _targets(part)
+
+
+def managed(place: Place) -> bool:
+    """A base chain of iptables, which nft shows under that name."""
+    return place[0] in ("ip", "ip6") and place[1] in IPTABLES and place[2].isupper()
+
+
+def named(place: Place, rule: dict[str, Any] | None = None) -> str:
+    """For a person, and for nft: ``inet fw4 input``, ``inet fw4 input handle 7``."""
+    return " ".join(place) + ("" if rule is None else f" handle {rule['handle']}")

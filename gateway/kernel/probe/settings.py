@@ -1,0 +1,56 @@
+"""Settings of the network that drop or divert what the gateway steers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gateway.kernel.probe.finding import Finding, answer, parameter
+from gateway.kernel.probe.ruleset import Ruleset
+
+CONF = Path("/proc/sys/net/ipv4/conf")
+
+
+def rp_filter(ruleset: Ruleset) -> Iterator[Finding]:
+    """The reverse path of a marked packet is looked up with its mark where src_valid_mark is on (wg-quick sets it): by
+    our ip rule it leads to lo, and a strict filter drops what a LAN sends to userspace. Without it a strict one is no
+    harm but to answers that come by another uplink."""
+    values = {path.parent.name: path.read_text().strip() for path in CONF.glob("*/rp_filter")}
+    every = values.pop("all", "0")
+    strict = sorted(name for name, value in values.items() if max(value, every) == "1" and name != "default")
+    marked = {
+        name for name in strict if "1" in (parameter(f"net/ipv4/conf/{one}/src_valid_mark") for one in (name, "all"))
+    }
+    lost = sorted(marked & set(ruleset.lans or strict) - {"lo"})
+    yield Finding(
+        "src-valid-mark", not lost,
+        f"on {', '.join(lost)}, and rp_filter strict: what is sent to userspace is dropped" if lost else "",
+        "; ".join(_loose(name) for name in lost),
+    )  # fmt: skip
+    yield Finding(
+        "rp-filter", not strict, f"strict on {', '.join(strict)}: several uplinks need loose" if strict else "",
+        "; ".join(_loose(name) for name in strict), needed=False,
+    )  # fmt: skip
+
+
+def _loose(name: str) -> str:
+    return f"sysctl -w net/ipv4/conf/{name}/rp_filter=2"
+
+
+def bridged(ruleset: Ruleset) -> Iterator[Finding]:
+    """br_netfilter calls the IP hooks before the bridge has passed a frame up, and the socket that tproxy found is lost
+    on that way: what a LAN that is a bridge sends to userspace never arrives. Docker and libvirt have bridges of their
+    own switched on alone."""
+    there = {
+        str(link["ifname"]) for link in answer("ip", "-j", "link", "show", "type", "bridge") or () if "ifname" in link
+    }
+    ours = sorted(there & set(ruleset.lans) if ruleset.lans else there)
+    others = sorted(there - set(ours))
+    for family in ("iptables", "ip6tables"):
+        name = f"net/bridge/bridge-nf-call-{family}"
+        if parameter(name) != "1" or not ours:
+            yield Finding(name.rpartition("/")[2], True)
+            continue
+        lines = [f"ip link set {one} type bridge nf_call_{family} 1" for one in others]
+        detail = f"frames on {', '.join(ours)} pass the IP hooks inside the bridge: no tproxy there"
+        yield Finding(name.rpartition("/")[2], False, detail, "; ".join([*lines, f"sysctl -w {name}=0"]))
