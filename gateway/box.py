@@ -99,7 +99,8 @@ class Box:
         if self.kernel is None:
             return offline(self.config, request)
         kernel, engine, names = self.kernel, self.plane.router.engine, self.plane.resolver.learned
-        return predict(engine, kernel.compiled, request, names, kernel.tag, lans_of(self.config), kernel.steering)
+        lans, judge = lans_of(self.config), kernel.names.judge
+        return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, judge)
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
         """What ``gateway flows`` shows. Raises GatewayError."""

@@ -86,6 +86,11 @@ class Compiled:
         outcomes are SNIFF."""
         return self._compiler.named(profile, family, address, names)
 
+    def open(self, profile: int, family: Family, address: int) -> bool:
+        """Whether flows to an address without a name could be sniffed and that could matter, whatever the mode makes of
+        them."""
+        return self._compiler.open(profile, family, address)
+
     def certain(self, flow: Flow, findings: Findings) -> bool:
         """Whether no sniff can change where this flow goes (before any sniff was made), so that userspace need not
         wait for one. False where options of rules could differ."""
@@ -155,6 +160,7 @@ class _Compiler:
         self._named: dict[tuple[Family, Program, frozenset[int]], frozenset[End]] = {}
         self._held: dict[str, frozenset[int]] = {}
         self._verdicts: dict[tuple[Family, Program], Verdict] = {}
+        self._open: dict[tuple[Family, Program], bool] = {}
 
     # what is known at each stage
 
@@ -367,6 +373,20 @@ class _Compiler:
         for name in names:
             ends |= self._ends_of(family, program, self.names_held(name))
         return verdict(ends)
+
+    def open(self, number: int, family: Family, address: int) -> bool:
+        pair = self.pairs[number]
+        if pair is None:
+            return True
+        mask = self.dst[family][bisect_right(self.dst_first[family], address) - 1].mask
+        if self.inputs.mode == "strict":
+            return self._address(pair, family, mask) is Verdict.SNIFF
+        program = self._narrow(number, family, mask)
+        if (family, program) not in self._open:
+            unnamed = dict.fromkeys(self.name_atoms, False)
+            sure = stays(self.space, program, unnamed, {})
+            self._open[family, program] = not sure and len(self.search[family].outcomes(program, None)) > 1
+        return self._open[family, program]
 
     def _ends_of(self, family: Family, program: Program, held: frozenset[int]) -> frozenset[End]:
         key = (family, program, held)

@@ -19,8 +19,8 @@ RULES = [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "vps"
          {"domain_suffix": "bad.example", "action": "reject"}]  # fmt: skip
 
 
-def compiled(rules: Any = RULES, final: str = "direct") -> Compiled:
-    return compile_rules(parse_route({"rules": rules}).rules, final, {}, Inputs({"direct": "direct"}))
+def compiled(rules: Any = RULES, final: str = "direct", mode: Any = "strict") -> Compiled:
+    return compile_rules(parse_route({"rules": rules}).rules, final, {}, Inputs({"direct": "direct"}, mode=mode))
 
 
 class Kernel:
