@@ -166,9 +166,12 @@ class Names:
             if left > 0:
                 return Verdict.DIRECT, f"in the kernel for {left:.0f} s: one like it was sniffed, and was direct"
         found = self._learned.element(profile, address)
-        if found is Verdict.SNIFF:
-            names = ", ".join(self._learned.all_names(address, now)) or "names that are forgotten"
-            return found, f"in userspace: names that may be judged differently share the address: {names}"
+        if (found or nameless) is Verdict.SNIFF:
+            names = self._learned.all_names(address, now)
+            if found is None and len(names) < 2:
+                return nameless, ""
+            known = ", ".join(names) or "names that are forgotten"
+            return Verdict.SNIFF, f"in userspace: names that may be judged differently share the address: {known}"
         if found is not Verdict.USER and self._shared(address, now):
             return Verdict.SNIFF, "in userspace: names that are judged differently share the prefix of the address"
         return found or nameless, ""

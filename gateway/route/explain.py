@@ -54,7 +54,7 @@ def explain(
 
     ``steering``: what is in force in the kernel, if that is not the whole of ``compiled``; ``judge``: what it holds of
     names, if that is more than ``query.names``."""
-    trace, why = Trace(), ""
+    trace, plain, why = Trace(), query, ""
     decision, sniffed = _walk(engine, query, trace)
     found: dict[str, Any] = {
         "rule": decision.rule, "action": decision.action, "outbound": decision.outbound, "sniffed": sniffed,
@@ -64,7 +64,8 @@ def explain(
     if query.address is not None:
         profile, verdict = _kernel(compiled, query, steering)
         if judge is not None:
-            verdict, why = judge(query, profile, _kernel(compiled, replace(query, names=()), steering)[1])
+            plain = replace(query, names=())
+            verdict, why = judge(query, profile, _kernel(compiled, plain, steering)[1])
         found["profile"], found["verdict"] = profile, verdict.name.lower()
         found["where"] = "kernel" if verdict in (Verdict.DIRECT, Verdict.REJECT, Verdict.DROP) else "userspace"
     found["overruled"] = None
@@ -75,7 +76,7 @@ def explain(
     found["text"] = _text(found, query, final_reason)
     if why:
         found["text"][-1] = why
-    elif query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, query)[1] is not verdict:
+    elif query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, plain)[1] is not verdict:
         found["text"][-1] = "in userspace: the kernel does not know this host's programs (gateway status says why)"
     return found
 
