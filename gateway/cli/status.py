@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     if "offload" in answer:
         waiting = " (no bulk just now)" if answer["offload"] and not answer["offloading"] else ""
         print(f"offload: {' '.join(answer['offload']) or 'none'}{waiting}{_reason(answer['problems'].get('offload'))}")
+    for name, table in answer.get("names", {}).items():
+        forgotten = f"; {table['evicted']} forgotten or refused at the bound" if table["evicted"] else ""
+        if table["now"] or forgotten:
+            print(f"names: {name} {table['now']} of {table['most']}{forgotten}")
     for what, why in answer.get("refused", {}).items():
         print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):
