@@ -218,6 +218,10 @@ class Naming(Whole):
         """How full a table of names is."""
         return int(self.told()["names"][name]["now"])
 
+    def command_alone(self, *words: str) -> Any:
+        """Of no instance."""
+        return self.gateway.run([sys.executable, "-m", "gateway", *words], cwd=ROOT, timeout=60)
+
     def reload(self, kernel: Mapping[str, Any] | None = None, **gateway: Any) -> None:
         self.write(kernel, **gateway)
         answer = ask(self.folder, {"command": "reload"})
