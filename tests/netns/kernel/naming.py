@@ -177,6 +177,7 @@ class Naming(Whole):
         self.process = self.gateway.popen(command, cwd=ROOT)
 
     def write(self, kernel: Mapping[str, Any] | None = None, **gateway: Any) -> None:
+        own = {"cgroup": str(self.gateway.group), "offload": "off"}
         self.path.write_text(json.dumps({
             "dns": {"servers": [{"type": "udp", "tag": "isp", "server": RESOLVER}]},
             "outbounds": [
@@ -189,7 +190,7 @@ class Naming(Whole):
                     "address": ["203.0.113.1/24", "2001:db8:3::1/64"],
                     "gateway": ["203.0.113.2", "2001:db8:3::2"]}}],
                 "lans": [{"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"]}],
-                "kernel": {"cgroup": str(self.gateway.group), "offload": "off", **(kernel or {})},
+                "kernel": {**own, **(kernel or {})},
                 **gateway,
             },
         }))  # fmt: skip

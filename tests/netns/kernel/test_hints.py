@@ -6,11 +6,15 @@ import os
 import socket
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import dns.rcode
 import pytest
 
+from gateway.config.text import parse
+
 from .naming import CLIENTS, SITES, Naming, naming
+from .whole import ROOT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 FAMILIES = (4, 6)
@@ -133,6 +137,23 @@ def test_names_that_are_answered_here(house: Naming) -> None:
     assert house.ask("_dns.resolver.arpa", "SVCB").answer
     assert house.ask("a.doh.example").rcode() == dns.rcode.NXDOMAIN
     assert str(house.ask("ech.example", "HTTPS").answer[0][0]) == '1 . alpn="h2"'
+
+
+def documented() -> dict[str, Any]:
+    """The ``gateway`` object of the page."""
+    text = (ROOT / "docs/names.md").read_text().partition("```jsonc\n")[2].partition("```")[0]
+    found: dict[str, Any] = parse(text, "names.md")["gateway"]
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_configuration_of_the_page(house: Naming, family: int, number: int) -> None:
+    house.reload(**documented())
+    assert house.ask("anything.dns.example").rcode() == dns.rcode.NXDOMAIN
+    site, name = f"{SITES[family]}{number}", f"n{number}.example"
+    assert refused(house, DOH[family], 443)
+    assert refused(house, site, 853)
+    assert [house.connect(site, name) for _ in range(2)] == [RELAYED, KERNEL]
 
 
 def test_status_shows_how_full_tables_are(house: Naming, number: int) -> None:
