@@ -6,7 +6,7 @@ Everything is in the kernel when a method returns: a DNS answer is given out, an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gateway.core.address import IP
@@ -21,7 +21,7 @@ from gateway.route.explain import Query
 from gateway.route.hints import Hints, Way
 from gateway.route.item.ipset import Point
 from gateway.route.learned import Learned
-from gateway.route.prefixes import DAY, Prefix
+from gateway.route.prefixes import DAY
 
 log = logging.getLogger("gateway.names")
 
@@ -46,7 +46,7 @@ class Names:
         self._wishes = wishes
         self._clock = clock
         self._failed = failed
-        self._learned = Learned(compiled)
+        self._learned = Learned(compiled, wishes.shared)
         self._hints = Hints()
         self._refused = 0
 
@@ -112,13 +112,8 @@ class Names:
         # A new name may be judged otherwise than the one that was shown.
         gone = [way for point in points for way in self._hints.at(point) if not self._agreed(way, now)]
         self._take([way for way in gone if self._hints.drop(way)])
-        if self._wishes.shared:
-            self._share(dict.fromkeys(prefixes, DAY))
-
-    def _share(self, prefixes: Mapping[Prefix, int]) -> None:
-        """``prefixes``: to seconds."""
-        for (family, number), seconds in prefixes.items():
-            self._put("shared", family, number.to_bytes(4 if family == 4 else 16, "big"), seconds)
+        for family, number in prefixes:
+            self._put("shared", family, number.to_bytes(4 if family == 4 else 16, "big"), DAY)
 
     def _put(self, name: str, version: int, key: bytes, timeout: int) -> None:
         """Where there is no room the flow is sniffed, or the name believed at once."""
@@ -140,18 +135,15 @@ class Names:
 
     # -- other rules
 
-    def rebuild(self, compiled: Compiled) -> tuple[Learned, list[LearnedChange]]:
+    def rebuild(self, compiled: Compiled, wishes: Wishes) -> tuple[Learned, list[LearnedChange]]:
         """What is learned, under other rules, and what to change in the kernel for it. Hints are of the old rules and
         go at once."""
         self._take(self._hints.clear())
-        return self._learned.rebuilt(compiled, self._clock())
+        return self._learned.rebuilt(compiled, self._clock(), wishes.shared)
 
     def adopt(self, learned: Learned, compiled: Compiled, wishes: Wishes) -> None:
         """The kernel has them now."""
-        before, self._wishes = self._wishes, wishes
-        self._learned, self._compiled = learned, compiled
-        if wishes.shared and not before.shared:
-            self._share(learned.shared_prefixes(self._clock()))
+        self._learned, self._compiled, self._wishes = learned, compiled, wishes
 
     # -- what is shown
 

@@ -209,7 +209,7 @@ class Kernel:
         """Put ``state`` in force in the kernel, running flows keep their class. Raises KernelError; what was in force
         is so still."""
         old, self._state = self._state, state
-        learned, changes = self.names.rebuild(state.compiled)
+        learned, changes = self.names.rebuild(state.compiled, wishes(state.options))
         turned = state.compiled.processes != old.compiled.processes
         turned = turned or state.options.kernel.cgroup != old.options.kernel.cgroup
         try:

@@ -21,6 +21,9 @@ PLAIN = 512
 LONGEST = 4096
 """Bytes of a UDP answer at most: more pieces than that rarely all arrive (RFC 6891 section 6.2.5)."""
 
+MOST_TARGETS = 64
+"""Names that one answer may lead to; who gives more is not believed."""
+
 A, CNAME, SOA, AAAA, OPT, SVCB, HTTPS = 1, 5, 6, 28, 41, 64, 65
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5
@@ -266,6 +269,8 @@ def lesson(data: bytes) -> Lesson:
     if aliases and not whole:
         answered = {read_name(data, place) for place in owners}
         targets.update({alias: None for place in aliases if (alias := read_name(data, place)) not in answered})
+    if len(targets) > MOST_TARGETS:
+        raise PeerError(f"dns: answer that leads to {len(targets)} names")
     return Lesson(name, tuple(found), tuple(one for one in targets if one not in (name, asked.name)))
 
 

@@ -366,9 +366,9 @@ class _Compiler:
         if pair is None:
             return Verdict.SNIFF
         mask = self.dst[family][bisect_right(self.dst_first[family], address) - 1].mask
-        if not names or self.inputs.mode == "paranoid":
-            return self._address(pair, family, mask)
         program = self._narrow(number, family, mask)
+        if not names or self.inputs.mode == "paranoid":
+            return self._verdicts.get((family, program)) or self._address(pair, family, mask)
         ends: set[End] = set()
         for name in names:
             ends |= self._ends_of(family, program, self.names_held(name))

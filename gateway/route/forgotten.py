@@ -24,4 +24,4 @@ class Forgotten:
 
     def until(self, key: Hashable) -> float:
         """A time that is over where nothing of the bucket was forgotten."""
-        return self._until[hash((key, self._salt)) % BUCKETS]
+        return self._until[hash((key, self._salt)) % BUCKETS] if self.count else 0.0

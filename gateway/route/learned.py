@@ -15,6 +15,7 @@ from gateway.core.address import IP
 from gateway.kernel.plan import Family, LearnedChange, Verdict
 from gateway.route.aliases import Aliases
 from gateway.route.compile import Compiled
+from gateway.route.elements import Elements
 from gateway.route.item.ipset import Point
 from gateway.route.prefixes import Prefix, Prefixes, prefix_of
 from gateway.route.shown import Shown
@@ -23,14 +24,12 @@ SHORTEST = 60
 GRACE = 600
 """Seconds an address stays learned after its TTL: applications and browsers keep answers longer."""
 LONGEST = 86400
-SHIELD = 60
-"""Seconds that a conflict outlives its owners in the kernel."""
-WORTH = 30
-"""Seconds by which an expiry must grow before the kernel is told."""
 MOST_ADDRESSES = 65536
 """The address that was learned longest ago is forgotten at the bound: it is sniffed again, never misrouted."""
 MOST_OWNERS = 64
-"""Of one address; more make it a conflict until the last of them expires."""
+"""Of one address; more make it a conflict until the last of them expires ("crowded")."""
+MOST_HELD = 4096
+"""Addresses of one name; further ones are conflicts for as long as it owns them."""
 MOST_ORDERS = 65536
 """Pairs of client and address whose last name is remembered; the oldest is forgotten at the bound, and that client gets
 the name that anybody resolved last."""
@@ -47,13 +46,16 @@ class _Address:
 
 
 class Learned:
-    def __init__(self, compiled: Compiled) -> None:
+    """``sharing``: watch for prefixes that names of different verdicts share."""
+
+    def __init__(self, compiled: Compiled, sharing: bool = False) -> None:
         self._compiled = compiled
+        self._sharing = sharing
         self._addresses: dict[Point, _Address] = {}
         self._held: dict[str, set[Point]] = {}
         """Owner to its addresses."""
         self._last: dict[tuple[Point, Point], str] = {}
-        self._elements: dict[tuple[int, Point], tuple[Verdict, float]] = {}
+        self._elements = Elements()
         self._due: list[tuple[float, Point]] = []
         self._aliases = Aliases()
         self._shown = Shown()
@@ -88,7 +90,7 @@ class Learned:
                 self._evicted["addresses"] += 1
                 changes += self._forget(next(iter(self._addresses)), now)
             self._addresses[point] = entry
-            if name not in entry.owners:
+            if self._sharing and name not in entry.owners:
                 met.setdefault(prefix_of(_family(point), point[1]), point)
             for owner in (*leading, name):
                 self._own(point, entry, owner, _end(ttl, now))
@@ -116,9 +118,11 @@ class Learned:
         for point in tuple(self._held.get(target, ())):
             entry = self._addresses[point]
             until = entry.owners[target]
-            for owner in {*leading, name} - {target}:
+            new = [one for one in {*leading, name} if one != target and entry.owners.get(one, 0.0) < until]
+            for owner in new:
                 self._own(point, entry, owner, until)
-            changes += self._update(point, now)
+            if new:
+                changes += self._update(point, now)
         return changes
 
     def _own(self, point: Point, entry: _Address, name: str, until: float) -> None:
@@ -133,8 +137,13 @@ class Learned:
                 del entry.owners[first]
                 self._release(first, point)
         entry.owners[name] = max(old, until)
-        self._held.setdefault(name, set()).add(point)
         heappush(self._due, (entry.owners[name], point))
+        held = self._held.setdefault(name, set())
+        if point in held or len(held) < MOST_HELD:
+            held.add(point)
+        else:
+            self._evicted["owners"] += 1
+            self._crowd(point, entry, entry.owners[name])
 
     def _crowd(self, point: Point, entry: _Address, until: float) -> None:
         entry.crowded = max(entry.crowded, until)
@@ -142,10 +151,11 @@ class Learned:
         heappush(self._due, (until, point))
 
     def _release(self, name: str, point: Point) -> None:
-        held = self._held[name]
-        held.discard(point)
-        if not held:
-            del self._held[name]
+        held = self._held.get(name)
+        if held is not None:
+            held.discard(point)
+            if not held:
+                del self._held[name]
 
     def _remember(self, who: Point, point: Point, name: str) -> None:
         key = (who, point)
@@ -196,16 +206,11 @@ class Learned:
 
     def element(self, profile: int, address: IP) -> Verdict | None:
         """What the kernel's learned sets say of ``address``; None: nothing."""
-        held = self._elements.get((profile, (address.version, int(address))))
-        return None if held is None else held[0]
+        return self._elements.of(profile, address)
 
     def shared(self, address: IP, now: float) -> bool:
         """Whether its prefix serves names of different verdicts."""
         return self._prefixes.holds(_family((address.version, 0)), int(address), now)
-
-    def shared_prefixes(self, now: float) -> dict[Prefix, int]:
-        """All of them, and the seconds they are so still."""
-        return self._prefixes.left(now)
 
     def all_names(self, address: IP, now: float) -> tuple[str, ...]:
         """Owners, then what connections showed."""
@@ -246,24 +251,21 @@ class Learned:
         """When ``expire`` has something to do, or None."""
         return self._due[0][0] if self._due else None
 
-    def rebuilt(self, compiled: Compiled, now: float) -> tuple[Learned, list[LearnedChange]]:
+    def rebuilt(self, compiled: Compiled, now: float, sharing: bool = False) -> tuple[Learned, list[LearnedChange]]:
         """The successor after a recompile, and what to change in the learned maps, of which those stay whose profile
         still learns; the others go with what they hold. This one is to be used on only where the kernel refuses."""
         learning = {number for number, profile in enumerate(compiled.steering.profiles) if profile.learned}
-        after = Learned(compiled)
+        after = Learned(compiled, sharing)
         for key, value in vars(self).items():
-            if key not in ("_compiled", "_elements"):
+            if key not in ("_compiled", "_elements", "_sharing"):
                 setattr(after, key, value)
         after._prefixes.forget_verdicts()
-        after._elements = {key: held for key, held in self._elements.items() if key[0] in learning}
+        after._elements = self._elements.kept(learning)
         points = {**after._addresses, **dict.fromkeys(point for point, _ in after._shown.ends())}
         return after, [change for point in points for change in after._update(point, now)]
 
     def tables(self, now: float) -> dict[str, tuple[int, int, int]]:
         """Each bounded table: what it holds, its bound, how often something was forgotten at the bound."""
-        fills: dict[tuple[int, int, Verdict], int] = {}
-        for (profile, (version, _)), (verdict, _) in self._elements.items():
-            fills[profile, version, verdict] = fills.get((profile, version, verdict), 0) + 1
         self._crowds = {p for p in self._crowds if (e := self._addresses.get(p)) is not None and e.crowded > now}
         return {
             "addresses": (len(self._addresses), MOST_ADDRESSES, self._evicted["addresses"]),
@@ -273,7 +275,7 @@ class Learned:
             "shown": (len(self._shown), *self._shown.bound),
             "prefixes": (len(self._prefixes), *self._prefixes.bound),
             "shared prefixes": self._prefixes.shared,
-            "fullest learned set": (max(fills.values(), default=0), MOST_ADDRESSES, 0),
+            "fullest learned set": (self._elements.fullest(), MOST_ADDRESSES, 0),
         }
 
     def _forget(self, point: Point, now: float) -> list[LearnedChange]:
@@ -298,27 +300,29 @@ class Learned:
         shown = self._shown.names(point, now)
         crowded = 0.0 if entry is None else entry.crowded
         doubt = self._shown.doubt(point)
-        family, names = _family(point), tuple(owners)
+        contrary = bool(shown) or doubt > now
+        judge, family, names = self._compiled.learned_verdict, _family(point), tuple(owners)
         wanted: dict[int, Verdict] = {}
         for number, profile in enumerate(self._compiled.steering.profiles):
             if not profile.learned:
                 continue
             verdict = Verdict.SNIFF
-            nameless = self._compiled.learned_verdict(number, family, point[1], ())
             if crowded <= now:
-                verdict = self._judge(number, point, names, tuple(shown), doubt > now)
-            if verdict is not nameless:
+                verdict = judge(number, family, point[1], names)
+                if contrary and verdict is not Verdict.SNIFF:
+                    verdict = self._doubted(number, point, names, tuple(shown), doubt > now, verdict)
+            if verdict is not judge(number, family, point[1], ()):
                 wanted[number] = verdict
         ends = [0.0, *owners.values()]
-        return self._set(point, wanted, max(ends), max([crowded, doubt, *ends, *shown.values()]), now)
+        conflict = max([crowded, doubt, *ends, *shown.values()])
+        return self._elements.set(point, wanted, max(ends), conflict, len(self._compiled.steering.profiles), now)
 
-    def _judge(
-        self, number: int, point: Point, names: tuple[str, ...], shown: tuple[str, ...], doubt: bool
+    def _doubted(
+        self, number: int, point: Point, names: tuple[str, ...], shown: tuple[str, ...], doubt: bool, verdict: Verdict
     ) -> Verdict:  # fmt: skip
-        """By the owners; what was shown can but contradict, and only where it could be shown again."""
+        """``verdict`` of the owners, or SNIFF. What was shown counts only where it could be shown again."""
         judge, family = self._compiled.learned_verdict, _family(point)
-        verdict = judge(number, family, point[1], names)
-        if verdict is Verdict.SNIFF or not (shown or doubt) or not self._compiled.open(number, family, point[1]):
+        if not self._compiled.open(number, family, point[1]):
             return verdict
         if doubt:
             agree = False
@@ -327,30 +331,6 @@ class Learned:
         else:
             agree = all(judge(number, family, point[1], (name,)) is verdict for name in shown)
         return verdict if agree else Verdict.SNIFF
-
-    def _set(
-        self, point: Point, wanted: dict[int, Verdict], expiry: float, conflict: float, now: float
-    ) -> list[LearnedChange]:  # fmt: skip
-        """Brings the elements of an address to ``wanted``, which end at ``expiry``, SNIFF at ``conflict`` and a while;
-        conflicts come first, so that nothing is unshielded."""
-        family = _family(point)
-        changes: list[LearnedChange] = []
-        for number in range(len(self._compiled.steering.profiles)):
-            key = (number, point)
-            old, until = self._elements.get(key, (None, 0.0))
-            new = wanted.get(number)
-            if new is None:
-                if old is not None:
-                    del self._elements[key]
-                    changes.append(LearnedChange(number, family, point[1], old, None, 0))
-                continue
-            end = conflict + SHIELD if new is Verdict.SNIFF else expiry
-            if old is new and end < until + WORTH:
-                continue
-            end = max(end, until) if old is new else end
-            self._elements[key] = (new, end)
-            changes.append(LearnedChange(number, family, point[1], old, new, max(1, round(end - now))))
-        return changes
 
 
 def _plain(name: str) -> str:

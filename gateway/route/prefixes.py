@@ -76,10 +76,6 @@ class Prefixes:
         """Whether the prefix of ``address`` is shared."""
         return self._shared.get(prefix_of(family, address), 0.0) > now
 
-    def left(self, now: float) -> dict[Prefix, int]:
-        """Those that are shared, and the seconds they are so still."""
-        return {prefix: round(until - now) for prefix, until in self._shared.items() if until >= now + 1}
-
     def forget_verdicts(self) -> None:
         """They were those of other rules; what is shared stays so."""
         self._seen.clear()

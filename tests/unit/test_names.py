@@ -141,20 +141,22 @@ def test_a_shared_prefix_is_confirmed_by_the_client_itself(house: Make, client: 
     assert len(made.kernel.sets[f"hint{site.version}"]) == 1
 
 
-def test_prefixes_are_known_when_the_wish_comes_later(house: Make) -> None:
+def test_a_reload_may_begin_to_watch_prefixes(house: Make) -> None:
     made = house()
+    learned, _ = made.names.rebuild(compiled(), Wishes(shared=True))
+    made.names.adopt(learned, compiled(), Wishes(shared=True))
     for number, name in enumerate(("near.example", "a.far.example", "other.example")):
         made.names.learn(name, ME, [(SITE + number, 60)])
-    assert not made.kernel.sets
-    learned, _ = made.names.rebuild(compiled())
-    made.names.adopt(learned, compiled(), Wishes(shared=True))
     assert list(made.kernel.sets["shared4"].values()) == [DAY]
+    made.now += DAY + 1
+    made.names.expire()
+    assert made.names.tables()["shared prefixes"]["now"] == 0
 
 
 def test_hints_go_before_the_rules_do(house: Make) -> None:
     made = house(hints=True)
     made.flow("near.example", True)
-    made.names.rebuild(compiled([]))
+    made.names.rebuild(compiled([]), Wishes(hints=True))
     assert made.kernel.asked[-1] == "take"
     assert not made.kernel.sets["hint4"]
 

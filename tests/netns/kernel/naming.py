@@ -38,7 +38,7 @@ ASKED = ("192.0.2.53", 53)
 PORTS = (80, 443, 853, 7000)
 PROXY = 3128
 CLASSES = {mark.USER: "user", mark.DIRECT: "kernel", mark.SNIFF: "sniff"}
-IMPATIENT = {"SHORTEST": 1, "GRACE": 2, "SHIELD": 1}
+IMPATIENT = {"SHORTEST": 1, "GRACE": 2}
 """Seconds of ``route.learned``, so that a test sees names expire."""
 PROGRAM = """
 import json, sys

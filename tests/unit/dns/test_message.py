@@ -156,6 +156,14 @@ def test_service_records_lead_to_addresses_and_names():
     assert lesson("a.example", "A", ("a.example.", "A", "192.0.2.1"), additional=more)[1:] == (["192.0.2.1"], [])
 
 
+def test_an_answer_that_leads_everywhere_is_refused():
+    many = [("a.example.", "HTTPS", *(f"1 t{number}.example." for number in range(message.MOST_TARGETS + extra)))
+            for extra in (0, 1)]  # fmt: skip
+    assert len(lesson("a.example", "HTTPS", many[0])[2]) == message.MOST_TARGETS
+    with pytest.raises(PeerError, match="leads to"):
+        lesson("a.example", "HTTPS", many[1])
+
+
 CALLS = (message.lesson, message.question, message.records, message.addresses, message.payload_size, message.flags,
          lambda data: message.truncate(data, 20), lambda data: message.reply(data, 0),
          lambda data: message.read_name(data, 12))  # fmt: skip

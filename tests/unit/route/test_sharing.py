@@ -23,8 +23,8 @@ BY_ADDRESS = [{"ip_cidr": "198.51.100.0/24", "outbound": "direct"}, {"action": "
               {"domain_suffix": "far.example", "outbound": "vps"}]  # fmt: skip
 
 
-def made(**rules: Any) -> tuple[Learned, Kernel]:
-    return Learned(compiled(**rules)), Kernel()
+def made() -> tuple[Learned, Kernel]:
+    return Learned(compiled(), sharing=True), Kernel()
 
 
 def judged(table: Learned, kernel: Kernel, address: Any, port: int = 443) -> str:
@@ -92,6 +92,20 @@ def test_targets_beyond_the_bound_are_conflicts(monkeypatch: pytest.MonkeyPatch)
     assert (many.names("t", 0.0), many.doubt({"t"})) == ({"n1", "n2"}, 100.0)
     many.expire(200.0)
     assert len(many) == 0
+
+
+def test_addresses_beyond_what_one_name_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not noted of it could not be told of a name that leads there."""
+    monkeypatch.setattr(learned, "MOST_HELD", 2)
+    table, kernel = made()
+    for number in range(3):
+        kernel.apply(table.learn("t.example", ME, [(X + number, 60)], 0.0))
+    assert [judged(table, kernel, X + number) for number in range(3)] == ["DIRECT", "DIRECT", "SNIFF"]
+    kernel.apply(table.learn("www.far.example", ME, [], 0.0, [("t.example", 60)]))
+    assert {judged(table, kernel, X + number) for number in range(3)} == {"SNIFF"}
+    kernel.apply(table.expire(700.0))
+    assert len(table) == 0
+    assert not table._held
 
 
 # -- names that connections showed
@@ -209,7 +223,6 @@ def test_two_meetings_in_a_day_and_a_prefix_is_shared_for_a_day() -> None:
     assert table.note(here, "proxy", DAY + 5.0)
     assert table.holds(4, int(Y), DAY + 6.0)
     assert not table.holds(4, int(A), DAY + 6.0)
-    assert table.left(DAY + 6.0) == {here: DAY - 1}
     table.forget_verdicts()
     assert table.holds(4, int(Y), DAY + 6.0)
     table.expire(2 * DAY + 6.0)
@@ -236,7 +249,7 @@ def test_learning_meets_in_prefixes() -> None:
         assert table.fresh()[1] == ([prefix_of(4, int(X))] if number == 2 else [])
     assert table.shared(X, 3.0)
     assert not table.shared(A, 3.0)
-    after, _ = table.rebuilt(compiled(), 4.0)
+    after, _ = table.rebuilt(compiled(), 4.0, sharing=True)
     assert after.shared(X, 5.0)
 
 
