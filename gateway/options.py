@@ -49,7 +49,9 @@ class DnsPolicyOptions(Options):
     def __post_init__(self) -> None:
         for one in self.doh:
             if _prefix(one) is None and not DOMAIN.fullmatch(one):
-                raise ValueError(f'doh: "{one}" is neither a domain name nor an address or prefix')
+                raise ValueError(
+                    f'doh: "{one}" is neither a domain name nor an address or prefix; of a URL write the host'
+                )
 
     @property
     def prefixes(self) -> list[str]:

@@ -103,11 +103,15 @@ class Learned:
         for prefix, first in met.items():
             if self._prefixes.note(prefix, self._verdicts(first, (name,)), now):
                 self._shared[prefix] = None
-        if len(self._due) > 4 * len(self._addresses) + 1024:
-            self._due = [(end, p) for p, entry in self._addresses.items() for end in {min(_ends(entry))}]
-            self._due += [(end, p) for p, end in self._shown.ends()]
-            self._due.sort()
+        self._compact()
         return changes
+
+    def _compact(self) -> None:
+        """What is said again and again leaves a queue as long as the tables."""
+        if len(self._due) > 4 * (len(self._addresses) + len(self._shown)) + 1024:
+            self._due = [(min(_ends(entry)), point) for point, entry in self._addresses.items()]
+            self._due += [(end, point) for point, end in self._shown.ends()]
+            self._due.sort()
 
     def _lead(self, name: str, leading: set[str], target: str, until: float, now: float) -> list[LearnedChange]:
         """Who asks for ``name``, or for what leads to it, may go on to what ``target`` has."""
@@ -174,6 +178,7 @@ class Learned:
             return []
         self._fresh[point] = None
         heappush(self._due, (self._shown.names(point, now)[name], point))
+        self._compact()
         return self._update(point, now)
 
     def names(self, address: IP, client: IP, now: float | None = None) -> tuple[str, ...]:

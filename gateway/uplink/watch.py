@@ -50,11 +50,13 @@ class Lan(NamedTuple):
 
 
 def look(lans: Iterable[str], seconds: float = LISTENING) -> Iterator[Finding]:
-    """Findings of each kind. Raises OSError, subprocess.SubprocessError, KernelError."""
+    """Findings of each kind; with 0 ``seconds`` nobody is asked or listened to. Raises OSError, KernelError,
+    subprocess.SubprocessError."""
     found = [lan for name in lans if (lan := _lan(name)) is not None]
-    routers, servers = listen(found, seconds)
-    yield _finding("lan-routers", routers, "take them off the LAN, or filter them at the switch (RA guard)")
-    yield _finding("lan-dhcp", servers, "switch them off, or filter them at the switch (DHCP snooping)")
+    if seconds > 0:
+        routers, servers = listen(found, seconds)
+        yield _finding("lan-routers", routers, "take them off the LAN, or filter them at the switch (RA guard)")
+        yield _finding("lan-dhcp", servers, "switch them off, or filter them at the switch (DHCP snooping)")
     yield from resolvers(found)
 
 

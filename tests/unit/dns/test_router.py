@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError, DialError
 from gateway.core.flow import Flow
+from gateway.dns import message
 from gateway.dns.options import decode_section
 from gateway.dns.policy import Policy
 from gateway.dns.router import Router
@@ -351,11 +352,12 @@ def test_policy_comes_before_cache_and_servers():
     server = Server(a_doh_example=["192.0.2.1"], b_example=["192.0.2.2"])
     made = router({"one": server})
     asyncio.run(made.lookup("a.doh.example"))
-    plain = ask(made, "a.doh.example", payload=1232)
-    assert plain.answer, "asked as lookup does, so that the cache has it"
+    wire = message.query("a.doh.example", message.A)
+    assert made.hit(wire, client()), "asked as lookup does, so that the cache has it"
     made.obey(Policy(refused=frozenset({"doh.example"}), ech=True))
     asyncio.run(made.lookup("a.doh.example"))
     asked = len(server.asked)
+    assert made.hit(wire, client()) is None
     for _ in range(2):
         assert ask(made, "a.doh.example", payload=1232).rcode() == dns.rcode.NXDOMAIN
     assert ask(made, "b.example").answer

@@ -202,6 +202,15 @@ def test_what_is_forgotten_of_connections_stays_a_conflict(monkeypatch: pytest.M
     assert (sorted(names.names((4, 1), 0.0)), names.doubt((4, 1))) == (["n1", "n2"], shown.LASTS)
 
 
+def test_many_names_shown_leave_the_queue_bounded() -> None:
+    table, _ = made()
+    for number in range(3000):
+        table.sniffed(f"n{number}.example", A, 0.0)
+    assert len(table._due) < 1100
+    table.expire(shown.LASTS + 1.0)
+    assert table.next_expiry() is None
+
+
 # -- prefixes
 
 
