@@ -106,8 +106,9 @@ class Box:
             if not macs:
                 raise GatewayError(f'no lease has the name "{name}"')
             request = {**request, "mac": macs[-1]}
-        return predict(engine, kernel.compiled, request, names, kernel.tag, lans_of(self.config), kernel.steering,
-                       self.plane.devices)  # fmt: skip
+        lans, judge = lans_of(self.config), kernel.names.judge
+        return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, self.plane.devices,
+                       judge)  # fmt: skip
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
         """What ``gateway flows`` shows. Raises GatewayError."""

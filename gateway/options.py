@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import re
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
 import msgspec
@@ -12,14 +13,62 @@ from gateway.config.shared import Options
 from gateway.core.errors import ConfigError
 from gateway.uplink.options import LanOptions, UplinkOptions
 
+DOMAIN = re.compile(r"(?=.{1,254}$)([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*"
+                    r"[A-Za-z_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?")  # fmt: skip
+
 
 class KernelOptions(Options):
-    """``mode``: how far learned names are believed (docs/kernel-plane.md). ``cgroup``: where the process programs
-    attach; "" is the cgroup2 root."""
+    """``mode``: how far learned names are believed, ``hints``: whether a client's next connections to where one was
+    sniffed and is direct are the kernel's, ``shared_prefixes``: whether in prefixes that serve names of different
+    verdicts a name is believed only after such a connection; both ``auto`` by the mode (docs/kernel-plane.md).
+    ``cgroup``: where the process programs attach; "" is the cgroup2 root."""
 
     mode: Literal["paranoid", "strict", "balanced", "fast", "off"] = "strict"
+    hints: Literal["auto", "on", "off"] = "auto"
+    shared_prefixes: Literal["auto", "on", "off"] = "auto"
     offload: Literal["auto", "off"] = "auto"
     cgroup: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode in ("paranoid", "off") and "on" in (self.hints, self.shared_prefixes):
+            raise ValueError("hints and shared_prefixes need a mode that believes names: strict, balanced or fast")
+
+
+class DnsPolicyOptions(Options):
+    """What the LANs' clients may do to ask others for names (docs/dns.md). ``dot``: port 853, DNS over TLS and QUIC.
+    ``doh``: servers of DNS over HTTPS that are refused, names (with all below them) and addresses or prefixes.
+    ``canary``: tell Firefox that names are filtered here. ``ddr``: answer to who asks for encrypted resolvers
+    (RFC 9462). ``ech``: keys for Encrypted Client Hello in HTTPS answers."""
+
+    dot: Literal["allow", "block"] = "allow"
+    doh: list[str] = msgspec.field(default_factory=list)
+    canary: bool = True
+    ddr: Literal["empty", "forward"] = "empty"
+    ech: Literal["keep", "strip"] = "keep"
+
+    def __post_init__(self) -> None:
+        for one in self.doh:
+            if _prefix(one) is None and not DOMAIN.fullmatch(one):
+                raise ValueError(
+                    f'doh: "{one}" is neither a domain name nor an address or prefix; of a URL write the host'
+                )
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Of ``doh``."""
+        return [prefix for one in self.doh if (prefix := _prefix(one)) is not None]
+
+    @property
+    def domains(self) -> list[str]:
+        """Of ``doh``, lower case, without a final dot."""
+        return [one.rstrip(".").lower() for one in self.doh if _prefix(one) is None]
+
+
+def _prefix(text: str) -> str | None:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        return None
 
 
 class ForwardOptions(Options, kw_only=True):
@@ -46,6 +95,7 @@ class GatewayOptions(Options):
     uplinks: list[UplinkOptions] = msgspec.field(default_factory=list)
     lans: list[LanOptions] = msgspec.field(default_factory=list)
     kernel: KernelOptions = msgspec.field(default_factory=KernelOptions)
+    dns_policy: DnsPolicyOptions = msgspec.field(default_factory=DnsPolicyOptions)
     learn: bool = True
     firewall: bool = True
     fail: Literal["open", "closed", "hold"] = "open"

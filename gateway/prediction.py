@@ -17,7 +17,7 @@ from gateway.kernel.owner import process as owned_by
 from gateway.kernel.plan import Steering
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Engine
-from gateway.route.explain import Query, explain
+from gateway.route.explain import Judge, Query, explain
 from gateway.route.options import RouteConfig
 from gateway.route.program import Kind
 from gateway.route.ruleset.load import load_all
@@ -31,11 +31,12 @@ SOME_MAC = "00:00:5e:00:53:00"
 def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
     lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
     cgroup, shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of
     ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
-    the CO-RE programs are loaded. Raises GatewayError."""
+    the CO-RE programs are loaded. ``judge``: see ``explain``. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -66,7 +67,7 @@ def predict(
         shown=str(request.get("shown", "")) or target.domain or "",
         inbound=inbound,
     )
-    found = explain(engine, compiled, query, steering=steering)
+    found = explain(engine, compiled, query, steering=steering, judge=judge)
     if any(target.ip in prefix.network for prefix in lans):
         found |= {
             "rule": -1,

@@ -12,30 +12,32 @@ import grp
 import logging
 import pwd
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from gateway import catalog
 from gateway.config.root import Config, Tagged
-from gateway.core.address import IP
 from gateway.core.contracts import Wiring
 from gateway.core.errors import ConfigError, KernelError
 from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer
 from gateway.dns.listener import Listener
+from gateway.dns.policy import Policy
 from gateway.host import Host
 from gateway.kernel import cgroup, conntrack, mark
 from gateway.kernel.bpf.process import KNOWN_LESS, ProcessMarks
-from gateway.kernel.plan import Capture, LearnedChange, Steering, by_user
+from gateway.kernel.plan import Capture, Steering, by_user
 from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
+from gateway.names import Names, Wishes
 from gateway.options import GatewayOptions
 from gateway.plane import Parts, Plane, made, start
 from gateway.prediction import kinds as kinds_of
 from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
-from gateway.route.learned import Learned
+from gateway.route.engine import Decision
 from gateway.route.program import Kind
 from gateway.uplink.leases import PAUSE
 
@@ -74,7 +76,8 @@ class Kernel:
         self._back: HandBack | None = None
         self._state = self._compile(options, config, self._entry(options, plane.parts), plane.parts)
         self.problems: dict[str, str] = {}
-        self._learned = Learned(self.compiled)
+        clock = plane.edge.loop.time
+        self.names = Names(self.compiled, wishes(options), clock, partial(self._give_up, "learned names"))
         self._timer: asyncio.TimerHandle | None = None
         self._leases_timer: asyncio.TimerHandle | None = None
 
@@ -119,6 +122,7 @@ class Kernel:
     async def start(self) -> None:
         """After the plane has started. What the kernel refuses is told in ``problems``."""
         await self._listen(self._state)
+        self._plane.resolver.obey(policy(self._state.options))
         self._mark_processes()
         try:
             await self._host.netlink.steer()
@@ -126,13 +130,14 @@ class Kernel:
         except (KernelError, ValueError) as error:
             self._give_up("steering", error)
         self._plane.router.certain = self._certain
+        self._plane.router.decided = self._decided
         self._watch(self._plane.parts, None)
         self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
         self._look_at_leases()
 
     def _begin(self) -> None:
         """Raises KernelError, ValueError; nothing steers then."""
-        steerer = self._steerer = Steerer()
+        steerer = self._steerer = self.names.steerer = Steerer()
         if not steerer.owned:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
         try:
@@ -140,11 +145,11 @@ class Kernel:
             self._hold()
         except (KernelError, ValueError):
             steerer.close()
-            self._steerer = None
+            self._steerer = self.names.steerer = None
             raise
         self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, steerer, self._direct)
         if self._state.options.learn:
-            self._plane.resolver.teach(self)
+            self._plane.resolver.teach(self.names)
 
     async def _listen(self, state: State) -> None:
         """The listener of captured DNS, where it is wanted. Raises OSError."""
@@ -158,7 +163,11 @@ class Kernel:
         lans = tuple(lan.interface for lan in options.lans)
         captured = options.capture_dns and config.dns_servers and self._dns is not None
         port = self._dns.port if captured and self._dns is not None else 0
-        return Capture(lans, inbound.port, port, one_armed=not options.uplinks)
+        wanted = options.dns_policy
+        return Capture(
+            lans, inbound.port, port, one_armed=not options.uplinks, shared=wishes(options).shared,
+            dot=wanted.dot == "allow", doh=tuple(wanted.prefixes),
+        )  # fmt: skip
 
     @property
     def steering(self) -> Steering:
@@ -203,7 +212,8 @@ class Kernel:
         self._plane.use(parts)
         if self._dns is not None:
             self._dns.resolver = parts.resolver
-        sink = self if options.learn and self._steerer is not None else None
+        parts.resolver.obey(policy(options))
+        sink = self.names if options.learn and self._steerer is not None else None
         if parts.resolver.sink is not sink:
             parts.resolver.teach(sink)
         self._watch(parts, old)
@@ -212,7 +222,7 @@ class Kernel:
         """Put ``state`` in force in the kernel, running flows keep their class. Raises KernelError; what was in force
         is so still."""
         old, self._state = self._state, state
-        learned, changes = self._learned.rebuilt(state.compiled, self._plane.edge.loop.time())
+        learned, changes = self.names.rebuild(state.compiled, wishes(state.options))
         turned = state.compiled.processes != old.compiled.processes
         turned = turned or state.options.kernel.cgroup != old.options.kernel.cgroup
         turned = turned or (self._marks is None and self._finds(state))
@@ -228,7 +238,7 @@ class Kernel:
             self._state = old
             raise KernelError(f"apply the rules ({error})", getattr(error, "errno", 0)) from error
         self.problems.pop("steering", None)
-        self._learned = learned
+        self.names.adopt(learned, state.compiled, wishes(state.options))
         try:
             if turned and self._steerer is not None:
                 self._mark_processes()
@@ -281,23 +291,15 @@ class Kernel:
 
     # -- names
 
-    def learn(self, name: str, client: IP, addresses: Iterable[tuple[IP, int]]) -> None:
-        """See ``core.contracts.LearnedSink``."""
-        self._write(self._learned.learn(name, client, addresses, self._plane.edge.loop.time()))
+    def _decided(self, flow: Flow, findings: Findings, decision: Decision) -> None:
+        """What a captured flow has shown, if names are learned at all."""
+        if flow.inbound == self.tag and self._state.options.learn:
+            plain = decision.action == "route" and decision.destination in (None, flow.destination)
+            self.names.decided(flow, findings.domain, plain and self._direct(flow, decision.outbound))
 
     def _expire(self) -> None:
-        loop = self._plane.edge.loop
-        self._write(self._learned.expire(loop.time()))
-        self._timer = loop.call_later(EXPIRY, self._expire)
-
-    def _write(self, changes: Sequence[LearnedChange]) -> None:
-        """Into the kernel now. Where that fails names are no longer believed: what the learned sets hold goes."""
-        if not changes or self._steerer is None:
-            return
-        try:
-            self._steerer.elements(changes)
-        except KernelError as error:
-            self._give_up("learned names", error)
+        self.names.expire()
+        self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
 
     # -- processes
 
@@ -336,7 +338,7 @@ class Kernel:
             self._back.close()
         if self._steerer is not None:
             self._steerer.close()
-            self._steerer = None
+            self._steerer = self.names.steerer = None
 
     def _complain(self, what: str, error: Exception) -> None:
         self.problems[what] = str(error)
@@ -363,7 +365,7 @@ class Kernel:
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
-        return {"steering": self._steerer is not None, "refused": self.problems}
+        return {"steering": self._steerer is not None, "refused": self.problems, "names": self.names.tables()}
 
 
 class HandBack:
@@ -392,6 +394,19 @@ class HandBack:
 
     def close(self) -> None:
         self._senders.close()
+
+
+def wishes(options: GatewayOptions) -> Wishes:
+    """``auto`` is off in strict, which promises what it believes and no more nor less."""
+    kernel = options.kernel
+    hints = kernel.hints == "on" or (kernel.hints == "auto" and kernel.mode in ("balanced", "fast"))
+    shared = kernel.shared_prefixes == "on" or (kernel.shared_prefixes == "auto" and kernel.mode == "balanced")
+    return Wishes(hints, shared)
+
+
+def policy(options: GatewayOptions) -> Policy:
+    wanted = options.dns_policy
+    return Policy(frozenset(wanted.domains), wanted.canary, wanted.ddr == "empty", wanted.ech == "strip")
 
 
 def free_port() -> int:

@@ -1,6 +1,8 @@
 """``gateway doctor``: what this host can do for the gateway, and how to mend what it cannot. Changes nothing.
 
-``--repair`` undoes instead what gateways left that are dead: as ``down``, for every instance that does not run.
+While a gateway runs here its LANs are listened to as well, for a few seconds: who else plays the router there, and
+which clients ask others for names. ``--repair`` undoes instead what gateways left that are dead: as ``down``, for every
+instance that does not run.
 """
 
 from __future__ import annotations
@@ -9,19 +11,26 @@ import argparse
 import asyncio
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from gateway.box import RUN
+from gateway.core.errors import GatewayError
 from gateway.host import down
 from gateway.kernel import journal
 from gateway.kernel.probe import Finding, probe
-from gateway.service.control import alive
+from gateway.service.control import alive, ask
+from gateway.uplink import watch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument(
+        "--listen", type=float, default=watch.LISTENING, metavar="SECONDS",
+        help="how long to listen on the LANs of a gateway that runs (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--repair", action="store_true", help="undo what dead gateways left on this host, every instance"
     )
@@ -31,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 where all that the gateway cannot do without is there; with ``--repair`` where nothing is left."""
     if arguments.repair:
         return repair(RUN, arguments.json)
-    findings = probe()
+    findings = (*probe(), *lan_findings(RUN, arguments.listen))
     ok = all(finding.ok for finding in findings if finding.needed)
     if arguments.json:
         print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=1))
@@ -41,6 +50,22 @@ def run(arguments: argparse.Namespace) -> int:
     missing = sum(finding.needed and not finding.ok for finding in findings)
     print("all that is needed is here" if ok else f"{missing} needed and missing")
     return 0 if ok else 1
+
+
+def lan_findings(run: Path, seconds: float) -> tuple[Finding, ...]:
+    """Of the LANs of the gateways that run in this network namespace. Never raises, as ``probe``."""
+    try:
+        lans = [name for folder in (sorted(run.iterdir()) if run.is_dir() else ()) for name in _lans(folder)]
+        return tuple(watch.look(lans, seconds)) if lans else ()
+    except (OSError, GatewayError, ValueError, subprocess.SubprocessError) as error:
+        return (Finding("lans", False, f"could not be looked at: {error}", needed=False),)
+
+
+def _lans(folder: Path) -> list[str]:
+    if not alive(folder / "control.sock") or journal.place(folder / "undo.jsonl") != "here":
+        return []
+    found: list[str] = ask(folder, {"command": "status"}).get("lans", [])
+    return found
 
 
 def repair(run: Path, as_json: bool = False) -> int:

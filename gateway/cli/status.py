@@ -47,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"restored {restored} times what other programs took away: table gateway_base, or the ip rule")
     if problem := answer.get("problems", {}).get("standing"):
         print(f"cannot be put back: {problem}")
+    for name, table in answer.get("names", {}).items():
+        forgotten = f"; {table['evicted']} forgotten or refused at the bound" if table["evicted"] else ""
+        if table["now"] or forgotten:
+            print(f"names: {name} {table['now']} of {table['most']}{forgotten}")
     for what, why in answer.get("refused", {}).items():
         print(f"{what}: {why}")
     if problem := answer.get("problems", {}).get("dnsmasq"):

@@ -223,9 +223,15 @@ class Leases(Protocol):
 class LearnedSink(Protocol):
     """The kernel's learned-name maps, as DNS sees them."""
 
-    def learn(self, name: str, client: IP, addresses: Iterable[tuple[IP, int]]) -> None:
-        """``name`` resolved for ``client`` to each (address, TTL in seconds). The kernel has it when this returns, or
-        the addresses stay unlearned (an unlearned address is sniffed, never misrouted)."""
+    def learn(
+        self, name: str, client: IP, addresses: Iterable[tuple[IP, int]], targets: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        """``name`` resolved for ``client`` to each (address, TTL in seconds); to what each of ``targets`` (name, TTL)
+        resolves it may connect under ``name`` too. The kernel has it when this returns, or the addresses stay
+        unlearned (an unlearned address is sniffed, never misrouted)."""
+
+    def owners(self, address: IP, client: IP) -> tuple[str, ...]:
+        """Names by which the kernel judges ``address``, the one that ``client`` resolved last first."""
 
 
 class Owners(Protocol):

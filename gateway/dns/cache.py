@@ -41,16 +41,15 @@ class Entry:
     """One kept answer."""
 
     __slots__ = ("_age", "_head", "_offsets", "_tail", "_ttl", "addresses", "born", "expires", "limit", "name", "size",
-                 "split", "told")  # fmt: skip
+                 "split", "targets", "told")  # fmt: skip
 
-    def __init__(self, answer: bytes, split: int, name: str, ttl: int, now: float, limit: int, forever: bool) -> None:
+    def __init__(self, answer: bytes, split: int, ttl: int, now: float, limit: int, forever: bool) -> None:
         offsets = tuple(record.ttl_at - split for record in message.records(answer) if record.type != message.OPT)
         self.split = split
-        self.name = name
         self.limit = limit
         """Bytes that the asking client takes over UDP."""
         self.size = len(answer)
-        self.addresses: tuple[IP, ...] = tuple(dict.fromkeys(ip for ip, _ in message.addresses(answer)))
+        self.name, self.addresses, self.targets = message.lesson(answer)
         self.told: tuple[IP | None, int] = (None, -1)
         """Whom this answer was told last, and the TTL it had then: for the router."""
         self.born = now
@@ -114,7 +113,7 @@ class Cache:
             if seconds <= 0:
                 return None
             limit = message.payload_size(query)
-            entry = Entry(answer, asked.end - 4, asked.name, seconds, now, limit, self._forever)
+            entry = Entry(answer, asked.end - 4, seconds, now, limit, self._forever)
         except PeerError:
             return None
         self._entries[key] = entry

@@ -21,6 +21,9 @@ PLAIN = 512
 LONGEST = 4096
 """Bytes of a UDP answer at most: more pieces than that rarely all arrive (RFC 6891 section 6.2.5)."""
 
+MOST_TARGETS = 64
+"""Names that one answer may lead to; who gives more is not believed."""
+
 A, CNAME, SOA, AAAA, OPT, SVCB, HTTPS = 1, 5, 6, 28, 41, 64, 65
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5
@@ -212,17 +215,74 @@ def with_ttl(data: bytes, offsets: Iterable[int], ttl: int) -> bytes:
 def addresses(data: bytes) -> list[tuple[IP, int]]:
     """(address, TTL) of every A and AAAA record of the answer section, and of the hints in SVCB and HTTPS records.
     Records of a wrong size are left out. Raises PeerError on a malformed message."""
-    found: list[tuple[IP, int]] = []
-    for _, kind, klass, ttl, _, start, end in (one for one in records(data) if one.section == ANSWER):
-        if klass != IN:
-            continue
-        if kind == A and end - start == 4:
-            found.append((IPv4Address(data[start:end]), ttl))
-        elif kind == AAAA and end - start == 16:
-            found.append((IPv6Address(data[start:end]), ttl))
-        elif kind in (SVCB, HTTPS):
-            found += [(ip, ttl) for ip in _hints(data, start, end)]
-    return found
+    return [(ip, record.ttl) for record in records(data) if record.section == ANSWER for ip in _addresses(data, record)]
+
+
+def _addresses(data: bytes, record: Record) -> list[IP]:
+    _, kind, klass, _, _, start, end = record
+    if klass != IN:
+        return []
+    if kind == A and end - start == 4:
+        return [IPv4Address(data[start:end])]
+    if kind == AAAA and end - start == 16:
+        return [IPv6Address(data[start:end])]
+    return _hints(data, start, end) if kind in (SVCB, HTTPS) else []
+
+
+class Lesson(NamedTuple):
+    """What a client may do after an answer: connect to ``addresses`` under ``name``, or ask for ``targets`` and connect
+    to what they have, under ``name`` too."""
+
+    name: str
+    addresses: tuple[IP, ...]
+    targets: tuple[str, ...]
+
+
+def lesson(data: bytes) -> Lesson:
+    """Of an answer. The name is the question's, whatever aliases lead from there; of SVCB and HTTPS without the labels
+    in front that name port and scheme (RFC 9460 section 2.3). With those the addresses of the additional section count
+    too. Targets are those of SVCB and HTTPS records, and the end of an alias that the answer breaks off at. Raises
+    PeerError."""
+    asked = question(data)
+    name = asked.name
+    if asked.type in (SVCB, HTTPS):
+        while name.startswith("_") and "." in name:
+            name = name.partition(".")[2]
+    found: dict[IP, None] = {}
+    targets: dict[str, None] = {}
+    owners: list[int] = []
+    aliases: list[int] = []
+    service = whole = False
+    at = asked.end
+    for record in records(data):
+        kind = record.type
+        service = service or (record.section == ANSWER and kind in (SVCB, HTTPS))
+        whole = whole or (record.section == AUTHORITY and kind == SOA)
+        if record.klass == IN and (record.section == ANSWER or (service and record.section == ADDITIONAL)):
+            found.update(dict.fromkeys(_addresses(data, record)))
+            owners.append(at)
+            if kind in (SVCB, HTTPS) and (target := _target(data, record, at)):
+                targets[target] = None
+            elif kind == CNAME:
+                aliases.append(record.data_at)
+        at = record.end
+    if aliases and not whole:
+        answered = {read_name(data, place) for place in owners}
+        targets.update({alias: None for place in aliases if (alias := read_name(data, place)) not in answered})
+    if len(targets) > MOST_TARGETS:
+        raise PeerError(f"dns: answer that leads to {len(targets)} names")
+    return Lesson(name, tuple(found), tuple(one for one in targets if one not in (name, asked.name)))
+
+
+def _target(data: bytes, record: Record, owner: int) -> str:
+    """Where a client goes on to: "." is the record's own name, or nowhere in an alias (RFC 9460 section 2.5)."""
+    if record.end - record.data_at < 3:
+        return ""
+    try:
+        target = read_name(data[: record.end], record.data_at + 2)
+    except PeerError:
+        return ""
+    return target or (read_name(data, owner) if data[record.data_at : record.data_at + 2] != b"\0\0" else "")
 
 
 def _hints(data: bytes, offset: int, end: int) -> list[IP]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from ipaddress import ip_address
@@ -23,6 +23,7 @@ from gateway.dns import message
 from gateway.dns.cache import Cache, Key, key_of
 from gateway.dns.message import Question
 from gateway.dns.options import DNSConfig
+from gateway.dns.policy import Policy
 from gateway.dns.ready import Ready
 from gateway.dns.reverse import Reverse
 from gateway.dns.rule import Plan, Reject, Rules, Step, accepts
@@ -73,6 +74,7 @@ class Router:
         self._tasks: set[asyncio.Task[bytes]] = set()
         self._reverse = Reverse() if config.reverse_mapping or sink is not None else None
         self._sink = sink
+        self._policy = Policy()
         self._clock = clock
         self.ready = Ready(clock)
         """Holds nothing where an answer depends on who asks. ``hit`` asks it first; who has no Flow yet may himself."""
@@ -85,13 +87,19 @@ class Router:
             self._reverse = self.ready.reverse = Reverse()
         self.clear()  # what the cache has was told to nobody
 
+    def obey(self, policy: Policy) -> None:
+        """From now on clients are answered by it too."""
+        if policy != self._policy:
+            self._policy = policy
+            self.clear()
+
     @property
     def sink(self) -> LearnedSink | None:
         return self._sink
 
     def succeed(self, before: Router) -> None:
         """Go on where ``before`` stood: whom it taught, and the names it gave out."""
-        self._sink = before._sink
+        self._sink, self._policy = before._sink, before._policy
         if before._reverse is not None and (self._reverse is not None or self._sink is not None):
             self._reverse = self.ready.reverse = before._reverse
 
@@ -110,13 +118,13 @@ class Router:
             except PeerError:
                 return None
         entry = self._cache.get((share, key), now)
-        if entry is None:
-            return None
-        if entry.addresses and self._reverse is not None:
+        if entry is None or self._policy.holds(entry.name):
+            return None  # (we may have asked for ourselves)
+        if (entry.addresses or entry.targets) and self._reverse is not None:
             told = (ip, entry.left(now))
             if entry.told != told or not self._reverse.told(entry.name, told[0], entry.addresses):
                 entry.told = told
-                self._teach(entry.name, flow, entry.addresses, told[1], now)
+                self._teach(message.Lesson(entry.name, entry.addresses, entry.targets), flow, told[1], now)
         answer = entry.answer(query, now)
         if entry.size > entry.limit:
             return message.truncate(answer, entry.limit) if flow.network == "udp" else answer
@@ -137,11 +145,11 @@ class Router:
             query = message.plain(query)
         except PeerError:
             return message.reply(query, message.FORMERR) if len(query) >= message.HEADER else None
-        if (hit := self.hit(query, flow)) is not None:
-            return hit
+        if (told := self._policy.answer(query, asked.name) or self.hit(query, flow)) is not None:
+            return told
         try:
             answer = fit(await self._resolve(query, asked, flow), query, asked)
-            self._learn(asked, flow, answer)
+            self._learn(flow, answer)
             return message.truncate(answer, limit) if flow.network == "udp" else answer
         except Rejected as error:
             return None if error.drop else message.reply(query, message.REFUSED)
@@ -175,7 +183,11 @@ class Router:
         return found
 
     def learned(self, address: IP, client: IP) -> tuple[str, ...]:
-        return self._reverse.names(address, client, self._clock()) if self._reverse is not None else ()
+        told = () if self._reverse is None else self._reverse.names(address, client, self._clock())
+        if self._sink is None:
+            return told
+        # The kernel remembers longer, as programs do; what it goes by is what a flow is called.
+        return (*told, *(name for name in self._sink.owners(address, client) if name not in told))
 
     def clear(self) -> None:
         """Forget all answers (the uplink has changed, so may have what names mean)."""
@@ -259,6 +271,7 @@ class Router:
                 step, answer = await self._walk(plan, subject, query, asked)
         except TimeoutError:
             raise DialError(f"{asked.name}: no answer within {TIMEOUT:g} s", "resolve") from None
+        answer = self._policy.clean(answer, asked.type)
         # One TTL for all records, from the first answer on: what the cache would say.
         found = message.records(answer)
         ttl = message.lifetime(answer, found) if step.rewrite_ttl is None else step.rewrite_ttl
@@ -295,18 +308,22 @@ class Router:
         finally:
             _asking.reset(token)
 
-    def _learn(self, asked: Question, flow: Flow, answer: bytes) -> None:
-        if self._reverse is not None and (found := message.addresses(answer)):
-            ttl = min(seconds for _, seconds in found)
-            self._teach(asked.name, flow, [ip for ip, _ in found], ttl, self._clock())
+    def _learn(self, flow: Flow, answer: bytes) -> None:
+        """Raises PeerError."""
+        if self._reverse is None or answer[4:6] == b"\0\0":
+            return  # without a question it is an error, or nobody's answer
+        lesson = message.lesson(answer)
+        if lesson.addresses or lesson.targets:
+            ttl = min(one.ttl for one in message.records(answer) if one.section == message.ANSWER)
+            self._teach(lesson, flow, ttl, self._clock())
 
-    def _teach(self, name: str, flow: Flow, found: Iterable[IP], ttl: int, now: float) -> None:
-        client = flow.source.ip
+    def _teach(self, lesson: message.Lesson, flow: Flow, ttl: int, now: float) -> None:
+        client, (name, found, targets) = flow.source.ip, lesson
         assert self._reverse is not None
         self._reverse.learn(name, client, found, ttl, now)
         if self._sink is not None and client is not None:
             try:
-                self._sink.learn(name, client, [(ip, ttl) for ip in found])
+                self._sink.learn(name, client, [(ip, ttl) for ip in found], [(target, ttl) for target in targets])
             except (GatewayError, OSError) as error:
                 log.warning("%s: not learned: %s", name, error)  # its flows are sniffed
 

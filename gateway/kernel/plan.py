@@ -23,6 +23,8 @@ from gateway.core.flow import lineage
 
 Family = Literal[4, 6]
 LAST_UID = 0xFFFFFFFF
+SHARED: dict[Family, int] = {4: 24, 6: 48}
+"""Bits of the prefixes that may be shared by names of different verdicts."""
 
 
 class Verdict(IntEnum):
@@ -229,6 +231,12 @@ class Capture:
     """Steer router-local flows too."""
     one_armed: bool = False
     """The way out leads through a LAN: router-local flows that leave through one are steered."""
+    shared: bool = False
+    """In a shared prefix a name makes no address direct: the flow is sniffed."""
+    dot: bool = True
+    """Let clients of the LANs speak DNS over TLS and QUIC (port 853) to the outside."""
+    doh: tuple[str, ...] = ()
+    """Prefixes at whose port 443 clients of the LANs are refused: servers of DNS over HTTPS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ its business, nor are the ip rule and the route that the routing bit needs (``ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gateway.core.address import Address
 from gateway.core.errors import KernelError
@@ -54,6 +54,15 @@ class Steerer:
         """Change learned sets now. Raises KernelError: ENFILE where a set is full."""
         self._writer.elements(changes)
 
+    def put(self, name: str, key: bytes, timeout: int) -> None:
+        """Into a set of the skeleton, for ``timeout`` seconds from now; each part of ``key`` padded to 4 bytes. Raises
+        KernelError: ENFILE where the set is full."""
+        self._writer.steps([(Step(True, name, key, timeout), Step(False, name, key), Step(True, name, key, timeout))])
+
+    def take(self, name: str, keys: Iterable[bytes]) -> None:
+        """Out of a set of the skeleton, whether they are there or not. Raises KernelError."""
+        self._writer.steps([(Step(True, name, key, 1), Step(False, name, key)) for key in keys])
+
     def hand_back(self, source: Address, destination: Address, timeout: int = BACK) -> None:
         """Let the kernel carry a UDP flow that userspace holds: forget its entry, classify it direct from now on. The
         caller then sends the datagrams it holds from a raw socket with ``mark.OWN`` and the client's source address.
@@ -62,9 +71,7 @@ class Steerer:
         if one is None or other is None or one.version != other.version:
             raise ValueError("hand_back needs two addresses of one family")
         ports = (source.port.to_bytes(2, "big") + b"\0\0", destination.port.to_bytes(2, "big") + b"\0\0")
-        key = one.packed + ports[0] + other.packed + ports[1]
-        name = f"back{one.version}"
-        self._writer.steps([(Step(True, name, key, timeout), Step(False, name, key), Step(True, name, key, timeout))])
+        self.put(f"back{one.version}", one.packed + ports[0] + other.packed + ports[1], timeout)
         conntrack.delete_flow("udp", source, destination)
 
     def counters(self) -> dict[Verdict, tuple[int, int]]:

@@ -93,6 +93,11 @@ class Compiled:
         outcomes are SNIFF."""
         return self._compiler.named(profile, family, address, names)
 
+    def open(self, profile: int, family: Family, address: int) -> bool:
+        """Whether flows to an address without a name could be sniffed and that could matter, whatever the mode makes of
+        them."""
+        return self._compiler.open(profile, family, address)
+
     def certain(self, flow: Flow, findings: Findings) -> bool:
         """Whether no sniff can change where this flow goes (before any sniff was made), so that userspace need not
         wait for one. False where options of rules could differ."""
@@ -171,6 +176,7 @@ class _Compiler:
         self._named: dict[tuple[Family, Program, frozenset[int]], frozenset[End]] = {}
         self._held: dict[str, frozenset[int]] = {}
         self._verdicts: dict[tuple[Family, Program], Verdict] = {}
+        self._open: dict[tuple[Family, Program], bool] = {}
 
     # what is known at each stage
 
@@ -377,7 +383,7 @@ class _Compiler:
         program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
         found = self._verdicts.get((family, program))
         if found is None:
-            if stays(program, self.owners, lambda part: self._open(family, part)):
+            if stays(program, self.owners, lambda part: self._unnamed_ends(family, part)):
                 found = Verdict.DIRECT
             else:
                 found = self._unnamed(family, program)
@@ -385,7 +391,7 @@ class _Compiler:
         return found
 
     def _unnamed(self, family: Family, program: Program) -> Verdict:
-        found = verdict(self._open(family, program))
+        found = verdict(self._unnamed_ends(family, program))
         if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
             ends = self.search[family].outcomes(program, None, sniff=False)
             certain = verdict(ends)
@@ -393,7 +399,7 @@ class _Compiler:
                 return certain
         return found
 
-    def _open(self, family: Family, program: Program) -> set[End]:
+    def _unnamed_ends(self, family: Family, program: Program) -> set[End]:
         return self.search[family].outcomes(program, None, doubt=self.inputs.mode == "paranoid")
 
     def _narrow(self, number: int, family: Family, mask: int) -> Program:
@@ -415,10 +421,26 @@ class _Compiler:
                 self._unlearned[key] = self._address(pair, family, mask)
             return self._unlearned[key]
         program = self._narrow(number, family, mask)
+        if not names or self.inputs.mode == "paranoid":
+            return self._verdicts.get((family, program)) or self._address(pair, family, mask)
         ends: set[End] = set()
         for name in names:
             ends |= self._ends_of(family, program, self.names_held(name))
         return verdict(ends)
+
+    def open(self, number: int, family: Family, address: int) -> bool:
+        pair = self.pairs[number]
+        if pair is None:
+            return True
+        mask = self.dst[family][bisect_right(self.dst_first[family], address) - 1].mask
+        if self.inputs.mode == "strict":
+            return self.named(number, family, address, ()) is Verdict.SNIFF
+        program = self._narrow(number, family, mask)
+        if (family, program) not in self._open:
+            search = self.search[family]
+            sure = stays(program, self.owners, lambda part: search.outcomes(part, None))
+            self._open[family, program] = not sure and len(search.outcomes(program, None)) > 1
+        return self._open[family, program]
 
     def _ends_of(self, family: Family, program: Program, held: frozenset[int]) -> frozenset[End]:
         key = (family, program, held)

@@ -251,6 +251,7 @@ class Entry:
         if begun is None:
             self._leave(decision)
             return
+        router.decided(running.flow, self._findings, decision)
         running.decision, running.findings, running.chain = decision, self._findings, router.chain(decision.outbound)
         self._remote, self._patience = begun
         if self._data:

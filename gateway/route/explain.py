@@ -6,7 +6,8 @@ what happens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.core.address import IP, Address
@@ -39,15 +40,22 @@ class Query:
     inbound: str = "gateway"
 
 
+Judge = Callable[[Query, int, Verdict], tuple[Verdict, str]]
+"""Query, profile and the kernel's verdict without names to the one with what it holds of names, and a line that says
+why, "" for none."""
+
+
 def explain(
-    engine: Engine, compiled: Compiled, query: Query, final_reason: str = "", steering: Steering | None = None
-) -> dict[str, Any]:
+    engine: Engine, compiled: Compiled, query: Query, final_reason: str = "", steering: Steering | None = None,
+    judge: Judge | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """``verdict`` direct | reject | drop | user | sniff, ``where`` kernel | userspace, ``rule`` (-1 = final),
     ``action``, ``outbound``, ``profile``, ``steps`` (every rule that was asked), ``text`` (lines for a person);
     ``overruled``: rule, action and outbound of a rule above a ``bypass`` that says otherwise, else None.
 
-    ``steering``: what is in force in the kernel, if that is not the whole of ``compiled``."""
-    trace = Trace()
+    ``steering``: what is in force in the kernel, if that is not the whole of ``compiled``; ``judge``: what it holds of
+    names, if that is more than ``query.names``."""
+    trace, plain, why = Trace(), query, ""
     decision, sniffed = _walk(engine, query, trace)
     found: dict[str, Any] = {
         "rule": decision.rule, "action": decision.action, "outbound": decision.outbound, "sniffed": sniffed,
@@ -56,6 +64,9 @@ def explain(
     found["verdict"], found["where"], found["profile"] = "user", "userspace", None
     if query.address is not None:
         profile, verdict = _kernel(compiled, query, steering)
+        if judge is not None:
+            plain = replace(query, names=())
+            verdict, why = judge(query, profile, _kernel(compiled, plain, steering)[1])
         found["profile"], found["verdict"] = profile, verdict.name.lower()
         found["where"] = "kernel" if verdict in (Verdict.DIRECT, Verdict.REJECT, Verdict.DROP) else "userspace"
     found["overruled"] = None
@@ -68,7 +79,9 @@ def explain(
         outbound = "" if found["verdict"] == "direct" else engine.direct
         found["rule"], found["action"], found["outbound"] = stays, "bypass", outbound
     found["text"] = _text(found, query, final_reason)
-    if query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, query)[1] is not verdict:
+    if why:
+        found["text"][-1] = why
+    elif query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, plain)[1] is not verdict:
         found["text"][-1] = "in userspace: the kernel does not know this host's programs (gateway status says why)"
     return found
 

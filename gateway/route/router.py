@@ -54,6 +54,8 @@ class Router:
         """Whether no sniff can change where a flow goes; replaced by who has compiled the rules."""
         self.find_neighbor = False
         """Look every flow's device up, for those who list them."""
+        self.decided: Callable[[Flow, Findings, Decision], None] = lambda flow, findings, decision: None
+        """Hears of each flow what became of it, before it is dialled; of some twice."""
         self.edge = wiring.edge
         self.pipes = Pipes()
         self.patience = Patience(wiring.edge.loop)
@@ -202,6 +204,7 @@ class Router:
             elif step is not None:
                 await self.resolve(step, findings)
             step = walk.step()
+        self.decided(flow, findings, step)
         return step
 
     def opened(self, running: RunningStream, findings: Findings) -> None:

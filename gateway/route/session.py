@@ -228,6 +228,7 @@ class Session:
         while True:
             step = walk.step()
             if isinstance(step, Decision):
+                router.decided(flow, findings, step)
                 return step
             if isinstance(step, SniffRequest):
                 await self._sniff(route, step, findings)

@@ -283,13 +283,16 @@ LEARNED = {
         *((flow, MISS) for flow in (*both("198.51.100.8"), *both("2001:db8::8"))),
     ]),
 }  # fmt: skip
-ASKED = {"and sniffed": Case([SNIFF, {"domain": "a.test"}], [])}
+ASKED = {"and sniffed": Case([SNIFF, {"domain": "a.test"}], []),
+         **{name: Case([{"port": 53, "action": "hijack-dns"}, {"domain": f"{name}.test"}], [])
+            for name in ("alias", "nine")}}  # fmt: skip
 TABLE = {"names": NAMES, "addresses": ADDRESSES, "ports": PORTS, "sniffed": SNIFFED, "inbounds": INBOUNDS,
          "logic": LOGIC, "sets": SETS, "real": REAL, "hijack": HIJACK,
          "resolved": RESOLVED, "learned": LEARNED,
          "asked": ASKED}  # fmt: skip
 HOSTS = ("where.test,198.51.100.1,2001:db8::1", "else.test,192.0.2.99,2001:db8:9::1", "private.test,10.0.0.1",
-         "seven.test,198.51.100.7,2001:db8::7", "eight.test,198.51.100.8,2001:db8::8")  # fmt: skip
+         "seven.test,198.51.100.7,2001:db8::7", "eight.test,198.51.100.8,2001:db8::8",
+         "nine.test,198.51.100.9")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -298,7 +301,7 @@ def dnsmasq(*hosts):
     port = free_port()
     command = [peers.path("dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
                f"--port={port}", f"--listen-address={LOOPBACK}", "--bind-interfaces", "--user=root",
-               "--pid-file="]  # fmt: skip
+               "--pid-file=", "--cname=alias.test,nine.test"]  # fmt: skip
     with program(*command, *(f"--host-record={host}" for host in hosts), ready=port):
         yield port
 
@@ -574,6 +577,17 @@ def test_resolve(ports, who, name):
 @every("learned")
 def test_names_that_dns_answers_taught(ports, who, name):
     judge(ports, who, "learned", name)
+
+
+@pytest.mark.parametrize("name", ["alias", "nine"])
+@pytest.mark.parametrize("who", PROGRAMS)
+def test_the_name_of_an_address_behind_an_alias(ports, who, name):
+    """What was asked for is alias.test, and so a client will call it; sing-box takes the name that has the address."""
+    port = ports[who][f"asked {name}"]
+    asked = Flow("192.0.2.53", 53, "udp", question("alias.test"))
+    assert told(port, asked, b"").endswith(socket.inet_aton("198.51.100.9"))
+    wanted = HIT if (name == "alias") == (who == "ours") else MISS
+    assert told(port, Flow("198.51.100.9"), wanted) == wanted
 
 
 WANTED = ("known", "nobody")

@@ -14,7 +14,7 @@ ROWS = [
     {"transport", "route"},
     {"protocol", "dns", "service", "uplink"},
     {"options"},
-    {"catalog", "flows", "host", "prediction", "shortfall"},
+    {"catalog", "flows", "host", "names", "prediction", "shortfall"},
     {"plane"},
     {"steering"},
     {"box"},

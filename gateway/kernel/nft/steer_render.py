@@ -18,11 +18,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 
 from gateway.kernel import mark
 from gateway.kernel.nft.render import quote
 from gateway.kernel.plan import (
+    SHARED,
     Capture,
     Family,
     LearnedChange,
@@ -47,6 +48,8 @@ MULTIPATH = "tcp flags & (fin | syn | rst | ack) == syn reset tcp option mptcp"
 ERRORS = f"meta l4proto {{ icmp, ipv6-icmp }} meta mark set meta mark | {mark.ROUTE:#010x} accept"
 """What a router behind the LAN says of packets that userspace sent in somebody else's name (too large, unreachable) is
 addressed to that other, and comes to the socket that has the name; else path MTU discovery is blind."""
+REFUSE = "counter name to_resolver goto refuse"
+MASKS: dict[Family, str] = {4: str(IPv4Network((0, SHARED[4])).netmask), 6: str(IPv6Network((0, SHARED[6])).netmask)}
 MOST = 1000
 """Elements in one command, which keeps lines readable in an error message."""
 
@@ -71,7 +74,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     learned: set[str] = set()
     chains: dict[str, tuple[str, ...]] = {}
     for number, profile in enumerate(steering.profiles):
-        chains[f"g{generation}_profile_{number}"] = tuple(_profile(number, profile, intervals, learned))
+        chains[f"g{generation}_profile_{number}"] = tuple(_profile(number, profile, intervals, learned, capture.shared))
     for number, item in enumerate(steering.classes):
         chains[f"g{generation}_class_{number}"] = tuple(_class(item, generation, len(steering.profiles)))
     for number, origin in enumerate(steering.origins if steering.devices else ()):
@@ -81,6 +84,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
     fixed = {
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
         "between": tuple(_between(capture)),
+        "refused": tuple(_refused(capture)),
         "capture": _redirect(capture.dns_port),
         "forwarded": tuple(_forwarded(steering, generation)),
         "local": tuple(_local(steering, capture, generation)) if capture.local else (),
@@ -132,7 +136,21 @@ def _between(capture: Capture) -> Iterator[str]:
             yield f"iifname {quote(name)} fib daddr oifname {{ {others} }} accept"
 
 
-def _profile(number: int, profile: Profile, intervals: dict[str, tuple[Span, ...]], learned: set[str]) -> Iterator[str]:
+def _refused(capture: Capture) -> Iterator[str]:
+    """Raises ValueError on what is no prefix."""
+    if not capture.dot:
+        yield f"th dport 853 {REFUSE}"
+    networks = [ip_network(one) for one in capture.doh]
+    four = collapse_addresses(one for one in networks if isinstance(one, IPv4Network))
+    six = collapse_addresses(one for one in networks if isinstance(one, IPv6Network))
+    for daddr, found in (("ip daddr", ", ".join(map(str, four))), ("ip6 daddr", ", ".join(map(str, six)))):
+        if found:
+            yield f"{daddr} {{ {found} }} th dport 443 {REFUSE}"
+
+
+def _profile(
+    number: int, profile: Profile, intervals: dict[str, tuple[Span, ...]], learned: set[str], shared: bool
+) -> Iterator[str]:  # fmt: skip
     families: tuple[tuple[Family, tuple[Span, ...], Verdict], ...] = (
         (4, profile.spans4, profile.default4),
         (6, profile.spans6, profile.default6),
@@ -143,6 +161,8 @@ def _profile(number: int, profile: Profile, intervals: dict[str, tuple[Span, ...
             for verdict in LEARNED:
                 name = learned_name(family, number, verdict)
                 learned.add(name)
+                if shared and verdict is Verdict.DIRECT:
+                    yield f"{daddr} & {MASKS[family]} @shared{family} goto {CHAINS[Verdict.SNIFF]}"
                 yield f"{daddr} @{name} goto {CHAINS[verdict]}"
         if spans:
             name = interval_name(family, spans)

@@ -42,7 +42,7 @@ BATCH = 16
 _AUX = struct.Struct("=IIIHHHH")
 _INSTRUCTION = struct.Struct("=HBBI")
 # Classic BPF over the IPv4 header (a SOCK_DGRAM packet socket): UDP, no fragment, destination port 68.
-_ONLY_DHCP = (
+ONLY_DHCP = (
     (0x30, 0, 0, 9),  # ldb [9]
     (0x15, 0, 6, 17),  # jeq udp
     (0x28, 0, 0, 6),  # ldh [6]
@@ -125,7 +125,7 @@ class Port:
         # Protocol 0: nothing is received before bind.
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         try:
-            attach(sock, _ONLY_DHCP)
+            attach(sock, ONLY_DHCP)
             sock.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
             with contextlib.suppress(OSError):  # kernel before 4.20: the filter wants port 68, ours go to 67
                 sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)

@@ -116,7 +116,55 @@ def test_loops_end():
             message.question(head + name + bytes(20))
 
 
-CALLS = (message.question, message.records, message.addresses, message.payload_size, message.flags,
+def lesson(name, kind, *answer, additional=(), authority=()):
+    """Of an answer of ``(owner, type, text)`` records."""
+    made = dns.message.make_response(dns.message.make_query(name, kind))
+    sections = zip((made.answer, made.authority, made.additional), (answer, authority, additional), strict=True)
+    for section, records in sections:
+        section += [dns.rrset.from_text(owner, 60, "IN", *record) for owner, *record in records]
+    found = message.lesson(made.to_wire())
+    return found.name, [str(ip) for ip in found.addresses], list(found.targets)
+
+
+SOA = ("example.", "SOA", "a. b. 1 2 3 4 5")
+
+
+def test_the_name_that_was_asked_for_owns_what_its_aliases_lead_to():
+    chain = [("a.example.", "CNAME", "b.example."), ("b.example.", "CNAME", "c.example.")]
+    assert lesson("A.example", "A", *chain, ("c.example.", "A", "192.0.2.1")) == ("a.example", ["192.0.2.1"], [])
+    # A resolver behind us asks on by itself where the answer breaks off, not where the server says that this is all.
+    assert lesson("a.example", "AAAA", *chain) == ("a.example", [], ["c.example"])
+    assert lesson("a.example", "AAAA", *chain, authority=[SOA]) == ("a.example", [], [])
+
+
+def test_service_records_lead_to_addresses_and_names():
+    hints = "1 . ipv4hint=192.0.2.1,192.0.2.2 ipv6hint=2001:db8::1"
+    assert lesson("a.example", "HTTPS", ("a.example.", "HTTPS", hints)) == (
+        "a.example", ["192.0.2.1", "192.0.2.2", "2001:db8::1"], [],
+    )  # fmt: skip
+    alias = ("a.example.", "HTTPS", "0 b.example.")
+    assert lesson("a.example", "HTTPS", alias) == ("a.example", [], ["b.example"])
+    more = [("b.example.", "HTTPS", "1 c.example. ipv4hint=192.0.2.3"), ("c.example.", "AAAA", "2001:db8::2")]
+    assert lesson("a.example", "HTTPS", alias, additional=more) == (
+        "a.example", ["192.0.2.3", "2001:db8::2"], ["b.example", "c.example"],
+    )  # fmt: skip
+    assert lesson("a.example", "HTTPS", ("a.example.", "HTTPS", "0 .")) == ("a.example", [], [])
+    service = [("a.example.", "CNAME", "b.example."), ("b.example.", "HTTPS", "1 . alpn=h2")]
+    assert lesson("a.example", "HTTPS", *service) == ("a.example", [], ["b.example"])
+    port = ("_8443._https.a.example.", "HTTPS", "1 b.example. port=8443")
+    assert lesson("_8443._https.a.example", "HTTPS", port) == ("a.example", [], ["b.example"])
+    assert lesson("a.example", "A", ("a.example.", "A", "192.0.2.1"), additional=more)[1:] == (["192.0.2.1"], [])
+
+
+def test_an_answer_that_leads_everywhere_is_refused():
+    many = [("a.example.", "HTTPS", *(f"1 t{number}.example." for number in range(message.MOST_TARGETS + extra)))
+            for extra in (0, 1)]  # fmt: skip
+    assert len(lesson("a.example", "HTTPS", many[0])[2]) == message.MOST_TARGETS
+    with pytest.raises(PeerError, match="leads to"):
+        lesson("a.example", "HTTPS", many[1])
+
+
+CALLS = (message.lesson, message.question, message.records, message.addresses, message.payload_size, message.flags,
          lambda data: message.truncate(data, 20), lambda data: message.reply(data, 0),
          lambda data: message.read_name(data, 12))  # fmt: skip
 

@@ -30,8 +30,11 @@ class Sink:
     def __init__(self):
         self.names = []
 
-    def learn(self, name, client, addresses):
+    def learn(self, name, client, addresses, targets=()):
         self.names.append(name)
+
+    def owners(self, address, client):
+        return ()
 
 
 def flow(host="192.0.2.7"):

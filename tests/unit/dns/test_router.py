@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError, DialError
 from gateway.core.flow import Flow
+from gateway.dns import message
 from gateway.dns.options import decode_section
+from gateway.dns.policy import Policy
 from gateway.dns.router import Router
 
 LAN = Address.of("192.0.2.1", 53)
@@ -65,9 +68,15 @@ class Dead(Server):
 class Sink:
     def __init__(self):
         self.learned = []
+        self.targets = []
+        self.known = {}
 
-    def learn(self, name, client, addresses):
+    def learn(self, name, client, addresses, targets=()):
         self.learned.append((name, str(client), [(str(ip), ttl) for ip, ttl in addresses]))
+        self.targets += targets
+
+    def owners(self, address, client):
+        return self.known.get(str(address), ())
 
 
 def router(servers, clock=lambda: 100.0, sink=None, **section):
@@ -303,3 +312,65 @@ def test_never_raises(data, answer, headed):
             assert out is None or out[:2] == one[:2]
 
     asyncio.run(main())
+
+
+class Service(Server):
+    """Its HTTPS records are texts."""
+
+    async def exchange(self, query):
+        read = dns.message.from_wire(query)
+        made = dns.message.make_response(read)
+        if read.question[0].rdtype == dns.rdatatype.HTTPS:
+            made.answer.append(dns.rrset.from_text(read.question[0].name, self.ttl, "IN", "HTTPS", *self.texts))
+        return made.to_wire()
+
+
+def test_hints_and_targets_are_told_before_the_answer_is_out_and_on_hits():
+    server, sink = Service(), Sink()
+    server.texts = ["1 svc.example. ipv4hint=192.0.2.5 ipv6hint=2001:db8::5"]
+    made = router({"one": server}, sink=sink)
+    for host in ("192.0.2.7", "192.0.2.8"):
+        ask(made, "a.example", "HTTPS", client(host))
+    assert sink.learned == [
+        ("a.example", host, [("192.0.2.5", 60), ("2001:db8::5", 60)]) for host in ("192.0.2.7", "192.0.2.8")
+    ]
+    assert sink.targets == [("svc.example", 60)] * 2
+
+
+def test_names_are_those_that_the_kernel_goes_by_too():
+    server, sink = Server(a_example=["192.0.2.1"]), Sink()
+    made = router({"one": server}, sink=sink)
+    ask(made, "a.example")
+    ip, me = ip_address("192.0.2.1"), ip_address("192.0.2.7")
+    sink.known = {"192.0.2.1": ("b.example", "a.example")}
+    assert made.learned(ip, me) == ("a.example", "b.example")
+    made.teach(None)
+    assert made.learned(ip, me) == ("a.example",)
+
+
+def test_policy_comes_before_cache_and_servers():
+    server = Server(a_doh_example=["192.0.2.1"], b_example=["192.0.2.2"])
+    made = router({"one": server})
+    asyncio.run(made.lookup("a.doh.example"))
+    wire = message.query("a.doh.example", message.A)
+    assert made.hit(wire, client()), "asked as lookup does, so that the cache has it"
+    made.obey(Policy(refused=frozenset({"doh.example"}), ech=True))
+    asyncio.run(made.lookup("a.doh.example"))
+    asked = len(server.asked)
+    assert made.hit(wire, client()) is None
+    for _ in range(2):
+        assert ask(made, "a.doh.example", payload=1232).rcode() == dns.rcode.NXDOMAIN
+    assert ask(made, "b.example").answer
+    assert len(server.asked) == asked + 1
+    other = router({"one": server})
+    other.succeed(made)
+    assert ask(other, "a.doh.example").rcode() == dns.rcode.NXDOMAIN
+
+
+def test_ech_does_not_reach_the_cache():
+    server = Service()
+    server.texts = ["1 . alpn=h2 ech=AAT+DQAA"]
+    made = router({"one": server})
+    made.obey(Policy(ech=True))
+    for _ in range(2):
+        assert str(ask(made, "a.example", "HTTPS").answer[0][0]) == '1 . alpn="h2"'

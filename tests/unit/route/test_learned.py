@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.kernel.plan import LearnedChange, Verdict
+from gateway.route import elements
 from gateway.route import learned as module
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.learned import Learned
@@ -19,8 +20,8 @@ RULES = [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "vps"
          {"domain_suffix": "bad.example", "action": "reject"}]  # fmt: skip
 
 
-def compiled(rules: Any = RULES, final: str = "direct") -> Compiled:
-    return compile_rules(parse_route({"rules": rules}).rules, final, {}, Inputs({"direct": "direct"}))
+def compiled(rules: Any = RULES, final: str = "direct", mode: Any = "strict") -> Compiled:
+    return compile_rules(parse_route({"rules": rules}).rules, final, {}, Inputs({"direct": "direct"}, mode=mode))
 
 
 class Kernel:
@@ -84,7 +85,7 @@ def test_conflict_over_a_direct_address_is_an_element_that_outlives_its_owners()
     changes = table.learn("bad.example", ME, [(B, 60)], 0.0)
     kernel.apply(changes)
     assert kernel.at(B) == {"SNIFF"}
-    assert {one.timeout for one in changes} == {660 + module.SHIELD}
+    assert {one.timeout for one in changes} == {660 + elements.SHIELD}
 
 
 def test_owners_that_agree_are_no_conflict() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -123,6 +124,34 @@ def test_users_do_not_decide_beside_what_they_do_not_tell(more):
 
 def test_local_flows_may_be_left_alone():
     assert objects(steering(profile()), Capture(("br0",), 1, local=False), 1).fixed["local"] == ()
+
+
+def test_shared_prefixes_come_before_what_a_name_makes_direct():
+    plan = steering(profile(learned=True))
+    plain = objects(plan, CAPTURE, 1).chains["g1_profile_0"]
+    assert not any("@shared" in rule for rule in plain)
+    rules = objects(plan, replace(CAPTURE, shared=True), 1).chains["g1_profile_0"]
+    for rule, family in (("ip daddr & 255.255.255.0 @shared4 goto to_sniff", 4),
+                         ("ip6 daddr & ffff:ffff:ffff:: @shared6 goto to_sniff", 6)):  # fmt: skip
+        at = rules.index(rule)
+        assert f"@learned{family}_0_user" in rules[at - 1]
+        assert f"@learned{family}_0_direct" in rules[at + 1]
+    assert len(rules) == len(plain) + 2
+    assert objects(steering(profile()), replace(CAPTURE, shared=True), 1) == objects(steering(profile()), CAPTURE, 1)
+
+
+def test_refused_resolvers():
+    plan = steering(profile())
+    assert objects(plan, CAPTURE, 1).fixed["refused"] == ()
+    doh = ("192.0.2.0/25", "2001:db8::1", "192.0.2.128/25", "198.51.100.1/32")
+    refused = "counter name to_resolver goto refuse"
+    assert objects(plan, replace(CAPTURE, dot=False, doh=doh), 1).fixed["refused"] == (
+        f"th dport 853 {refused}",
+        f"ip daddr {{ 192.0.2.0/24, 198.51.100.1/32 }} th dport 443 {refused}",
+        f"ip6 daddr {{ 2001:db8::1/128 }} th dport 443 {refused}",
+    )
+    with pytest.raises(ValueError, match="flush"):
+        objects(plan, replace(CAPTURE, doh=("} ; flush ruleset",)), 1)
 
 
 def test_equal_intervals_are_one_map():
