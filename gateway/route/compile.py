@@ -421,8 +421,6 @@ class _Compiler:
                 self._unlearned[key] = self._address(pair, family, mask)
             return self._unlearned[key]
         program = self._narrow(number, family, mask)
-        if not names or self.inputs.mode == "paranoid":
-            return self._verdicts.get((family, program)) or self._address(pair, family, mask)
         ends: set[End] = set()
         for name in names:
             ends |= self._ends_of(family, program, self.names_held(name))
