@@ -14,7 +14,7 @@ from importlib import import_module
 
 from tests.bench.measure import Bench, line, say
 
-NAMES = ("forward", "relay", "shadowsocks", "dns", "start")
+NAMES = ("forward", "relay", "tun", "shadowsocks", "dns", "start")
 
 
 def main() -> int:

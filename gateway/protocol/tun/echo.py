@@ -61,8 +61,8 @@ class Echoes:
 
     def send(self, asked: Packet, said: Echo, outbound: Outbound) -> None:
         """Raises OSError: the destination cannot be reached."""
-        sock = self._socket(outbound, asked.family)
         number = self._number(asked, said, outbound.tag)
+        sock = self._socket(outbound, asked.family)
         message = codec.write_echo(asked.family, codec.ECHO[asked.family], said._replace(identifier=number))
         level, kind = (socket.IPPROTO_IP, IP_TTL) if asked.family == 4 else (socket.IPPROTO_IPV6, IPV6_HOPLIMIT)
         sock.sendmsg([message], [(level, kind, struct.pack("=i", asked.hops))], 0, (str(asked.destination), 0))
