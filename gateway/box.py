@@ -69,7 +69,8 @@ class Box:
         options = gateway_options(config)
         if (options is None) != (self.host is None):
             raise ConfigError('the "gateway" object came or went: restart for that')
-        if _mark(config) != _mark(self.config):
+        marked, needed = self.plane.wiring.mark, _mark(config)
+        if needed and needed != marked and not (marked and needed == mark.OWN):
             # Sockets that are open would be led into the device.
             raise ConfigError("the first tun inbound came, or its auto_redirect_output_mark changed: restart for that")
         before, old = gateway_options(self.config), self.plane.parts
