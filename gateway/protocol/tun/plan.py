@@ -1,7 +1,8 @@
 """What a tun inbound asks of the kernel: routes, ip rules, the table that takes flows. Pure.
 
 The order of the rules is sing-tun's (0.7.3, tun_linux.go), each with a priority of its own; before them stand what
-delivers, what our own sockets pass by, and the looks of the table at the routes.
+delivers, what our own sockets pass by, and the looks of the table at the routes. Where it prefers what is
+left of everything but ``route_exclude_address`` to the host's own networks, ours do not: the LAN would get no answers.
 """
 
 from __future__ import annotations
@@ -138,7 +139,10 @@ def _rules(
         return
     # What the table asks, by a mark that no packet on its way has: as for a packet that came in through an interface.
     names = PROBE | PROBE_DNS
-    yield rule(mark=PROBE, mask=PROBE, table=options.table, suppress=0)
+    # Routes that were asked for come before those that the host has; what is left of "all but" does not.
+    asked = bool(options.routes or as_list(options.route_address_set))
+    if asked:
+        yield rule(mark=PROBE, mask=PROBE, table=options.table, suppress=0)
     yield rule(mark=PROBE, mask=names, table=MAIN, suppress=0)
     yield rule(mark=PROBE, mask=PROBE, table=options.table)
     yield rule(mark=PROBE, mask=PROBE, **past)
@@ -147,7 +151,8 @@ def _rules(
     here = next(at)
     for net in nets:
         yield rule(here, destination=net, table=options.table)
-    yield rule(table=options.table, suppress=0)
+    if asked:
+        yield rule(table=options.table, suppress=0)
     yield rule(port=53, invert=True, table=MAIN, suppress=0)
     yield rule(iif=device, **past)
     here = next(at)

@@ -21,7 +21,8 @@ def config(*tuns, **parts):
 
 
 def options(**fields) -> InboundOptions:
-    return config({"address": ADDRESS} | fields).inbounds[0].options
+    sets = {"rule_set": [{"tag": "some", "rules": [{"ip_cidr": "192.0.2.0/24"}]}]}
+    return config({"address": ADDRESS} | fields, route=sets).inbounds[0].options
 
 
 def test_defaults_are_sing_boxes():

@@ -102,7 +102,6 @@ def rules(family, local=True, **fields):
 PROBES = [
     "fwmark 0x1000000/0x1000000 lookup 2383",
     "fwmark 0xf8000000/0xf8000000 goto 9031",
-    "fwmark 0x2000000/0x2000000 lookup 2022 suppress_prefixlength 0",
     "fwmark 0x2000000/0x6000000 lookup 254 suppress_prefixlength 0",
     "fwmark 0x2000000/0x2000000 lookup 2022",
     "fwmark 0x2000000/0x2000000 goto 9031",
@@ -116,7 +115,6 @@ def test_rules_of_auto_route():
         "iif a goto 9031",
         "iif b goto 9031",
         "to 172.19.0.0/30 lookup 2022",
-        "lookup 2022 suppress_prefixlength 0",
         "not dport 53 lookup 254 suppress_prefixlength 0",
         "iif tun0 goto 9031",
         "from 172.19.0.0/30 iif lo lookup 2022",
@@ -130,12 +128,11 @@ def test_rules_of_included_interfaces_and_ipv6():
     found = rules(6, auto_route=True, include_interface=["a", "b"])
     assert list(map(shown, found)) == [
         *PROBES,
-        "iif a goto 9008",
-        "iif b goto 9008",
+        "iif a goto 9007",
+        "iif b goto 9007",
         "goto 9031",
         "nop",
         "to fdfe:dcba:9876::/126 lookup 2022",
-        "lookup 2022 suppress_prefixlength 0",
         "not dport 53 lookup 254 suppress_prefixlength 0",
         "iif tun0 goto 9031",
         "from fdfe:dcba:9876::/126 iif lo lookup 2022",
@@ -145,7 +142,15 @@ def test_rules_of_included_interfaces_and_ipv6():
         "not iif lo lookup 2022",
         "nop",
     ]
-    assert next(rule.priority for rule in found if shown(rule) == "nop") == 9008
+    assert next(rule.priority for rule in found if shown(rule) == "nop") == 9007
+
+
+def test_routes_that_were_asked_for_come_before_the_hosts_own():
+    found = list(map(shown, rules(4, auto_route=True, route_address="192.0.2.0/24")))
+    at = found.index("lookup 2022 suppress_prefixlength 0")
+    assert found[at + 1] == "not dport 53 lookup 254 suppress_prefixlength 0"
+    at = found.index("fwmark 0x2000000/0x2000000 lookup 2022 suppress_prefixlength 0")
+    assert found[at + 1] == "fwmark 0x2000000/0x6000000 lookup 254 suppress_prefixlength 0"
 
 
 def test_other_rules():
