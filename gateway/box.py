@@ -1,7 +1,8 @@
 """One gateway built from one configuration: starts it, applies a changed configuration, stops it.
 
 A ``Plane`` (inbounds, rules, outbounds) always; a ``Host`` (base table, uplinks, LANs) where there is a ``gateway``
-object.
+object. A ``tun`` inbound changes the host too: where there is no Host the journal is the Box's own, and is played
+backwards at the end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, Literal
 from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
 from gateway.flows import listing
-from gateway.host import Host
+from gateway.host import Host, undo
 from gateway.kernel import conntrack, descriptors, mark
+from gateway.kernel.journal import Journal
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
 from gateway.prediction import lans_of, offline, predict
@@ -41,7 +43,8 @@ class Box:
         self.host = None if options is None else Host(options, run, state)
         leases = NoLeases() if self.host is None else self.host.uplinks
         own = None if self.host is None else self.host.lans.daemon.leases
-        self.plane = Plane(config, leases, 0 if self.host is None else mark.OWN, own)
+        self._journal: Journal | None = None
+        self.plane = Plane(config, leases, _mark(config), self._record, self.host is not None, own)
         self.kernel = None if self.host is None or options is None else Kernel(options, config, self.host, self.plane)
 
     async def start(self) -> None:
@@ -50,6 +53,9 @@ class Box:
         async with self._changing:
             if self.host is not None:
                 await self.host.start()
+            elif _tunnels(self.config):
+                await undo(self.run)  # what a killed one has left
+                self._journal = Journal(self.run)
             await self.plane.start()
             if self.kernel is not None:
                 await self.kernel.start()
@@ -65,6 +71,10 @@ class Box:
         options = gateway_options(config)
         if (options is None) != (self.host is None):
             raise ConfigError('the "gateway" object came or went: restart for that')
+        marked, needed = self.plane.wiring.mark, _mark(config)
+        if needed and needed != marked and not (marked and needed == mark.OWN):
+            # Sockets that are open would be led into the device.
+            raise ConfigError("the first tun inbound came, or its auto_redirect_output_mark changed: restart for that")
         before, old = gateway_options(self.config), self.plane.parts
         parts = await self.plane.prepare(config)
         try:
@@ -85,6 +95,12 @@ class Box:
         if self.kernel is not None:
             self.kernel.forget(ended)
 
+    def _record(self, step: dict[str, Any]) -> None:
+        """The inverse of a step of an inbound."""
+        journal = self._journal if self.host is None else self.host.journal
+        assert journal is not None
+        journal.record(step)
+
     async def stop(self) -> None:
         """End our part; the plain router stands."""
         if self.kernel is not None:
@@ -93,6 +109,9 @@ class Box:
         if self.host is not None:
             await self.host.stop()
         else:
+            if self._journal is not None:
+                self._journal.close()
+                await undo(self.run)
             with contextlib.suppress(OSError):
                 self.run.rmdir()
 
@@ -134,3 +153,16 @@ def gateway_options(config: Config) -> GatewayOptions | None:
         return None
     assert isinstance(options, GatewayOptions)
     return options
+
+
+def _tunnels(config: Config) -> list[Any]:
+    """Options of the ``tun`` inbounds."""
+    return [item.options for item in config.inbounds if item.type == "tun"]
+
+
+def _mark(config: Config) -> int:
+    """SO_MARK of our own sockets. The lower bits are for the rules of others: sing-box marks its own with them."""
+    outputs = [options.output_mark for options in _tunnels(config) if options.auto_redirect]
+    if config.gateway is None and not _tunnels(config):
+        return 0
+    return mark.OWN | (outputs[0] if outputs else 0)

@@ -36,7 +36,7 @@ def _server(name: str) -> Entry:
     return Entry(_D + name, ":Options", ":Server")
 
 
-INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy")
+INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy", "tun")
 OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks")
 DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
 

@@ -217,11 +217,16 @@ def base_plan(options: GatewayOptions) -> Base:
     )
 
 
-async def down(run: Path) -> list[str]:
-    """Undo everything that the instance's journal holds and remove its run folder. Returns what could not be undone, a
-    line each; journal and folder then stay."""
+async def undo(run: Path) -> list[str]:
+    """Undo everything that the instance's journal holds. Returns what could not be undone, a line each; the journal
+    then stays."""
     network = dict.fromkeys(("address", "route", "rule", "link", "sysctl"), undo_network)
-    failed = await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
+    return await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
+
+
+async def down(run: Path) -> list[str]:
+    """As ``undo``, and remove its run folder; that stays too where something could not be undone."""
+    failed = await undo(run)
     if not failed:
         shutil.rmtree(run, ignore_errors=True)
     return failed

@@ -22,7 +22,7 @@ from gateway.core.contracts import (
 from gateway.core.contracts import (
     Router as RouterContract,
 )
-from gateway.core.errors import ConfigError
+from gateway.core.errors import ConfigError, KernelError
 from gateway.core.flow import Flow
 from gateway.dns.router import Router as DNSRouter
 from gateway.kernel.edge import Edge
@@ -114,14 +114,19 @@ class Parts:
 
 
 class Plane:
-    """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered. ``lease_file``: where our dnsmasq writes
-    the leases of the LANs. Build it in the running loop. Raises ConfigError for a rule set that cannot be read and for
-    an outbound that a rule names and nobody has."""
+    """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered; ``record`` and ``steers``: see ``Wiring``;
+    ``lease_file``: where our dnsmasq writes the leases of the LANs. Build it in the running loop. Raises ConfigError
+    for a rule set that cannot be read and for an outbound that a rule names and nobody has."""
 
-    def __init__(self, config: Config, leases: Leases, mark: int = 0, lease_file: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, leases: Leases, mark: int = 0,
+        record: Callable[[dict[str, Any]], None] | None = None, steers: bool = False, lease_file: Path | None = None,
+    ) -> None:  # fmt: skip
         self.edge = Edge(asyncio.get_running_loop())
         unset = cast(Any, None)
-        self.wiring = Wiring(self.edge, unset, unset, unset, leases, unset, mark)
+        self.wiring = Wiring(
+            self.edge, unset, unset, unset, leases, unset, mark, record=record, steers=steers
+        )  # fmt: skip
         self.owners: SocketOwners = SocketOwners()
         self.wiring.owners = cast(Owners, self.owners)
         self._lease_file = lease_file
@@ -182,14 +187,14 @@ class Plane:
 
     async def listen(self, parts: Parts) -> None:
         """Close the inbounds that ``parts`` has not, open those that it has new. Raises OSError where a port is taken;
-        what listened listens again then."""
+        what listened listens again then; KernelError likewise."""
         before, wanted = self._listening, list(parts.inbounds.values())
         gone = [inbound for inbound in before if inbound not in wanted]
         for inbound in gone:
             await inbound.close()
         try:
             await start([inbound for inbound in wanted if inbound not in before])
-        except OSError:
+        except (OSError, KernelError):
             await start(gone)
             raise
         self._listening = wanted
@@ -203,9 +208,13 @@ class Plane:
             parts.resolver.succeed(self.resolver)
         self.parts = parts
         self.wiring.route, self.wiring.outbounds, self.wiring.resolver = parts.route, parts.outbounds, parts.resolver
+        self.wiring.sets = parts.engine.sets
         self.router.engine = parts.engine
         self.router.find_neighbor = parts.route.find_neighbor
         self.leases.use(*lease_files(parts, self._lease_file))
+        for inbound in parts.inbounds.values():
+            if hasattr(inbound, "follow"):
+                inbound.follow()
         for item in parts.config.inbounds:
             self.router.sessions.set_timeout(item.tag, item.options.udp_timeout)
 
@@ -222,7 +231,7 @@ class Plane:
         return ended
 
     async def start(self) -> None:
-        """Bind every inbound. Raises OSError; none listens then."""
+        """Bind every inbound. Raises OSError, KernelError; none listens then."""
         await start(self.inbounds)
         self._listening = list(self.parts.inbounds.values())
 
@@ -254,7 +263,7 @@ def lease_files(parts: Parts, own: Path | None) -> tuple[list[Path], dict[str, s
 
 
 async def start(inbounds: Sequence[Inbound]) -> None:
-    """All or none. Raises OSError."""
+    """All or none. Raises OSError, KernelError."""
     started: list[Inbound] = []
     try:
         for inbound in inbounds:

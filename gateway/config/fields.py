@@ -77,6 +77,12 @@ class Prefix:
         return hash((self.ip, self.length))
 
 
+class Prefixes(tuple[Prefix, ...]):
+    """A "listable" field of prefixes: one alone, or a list."""
+
+    __slots__ = ()
+
+
 class FwMark(int):
     """A firewall mark: a number, or text such as "0x10"."""
 
@@ -104,6 +110,8 @@ def dec_hook(kind: type, value: Any) -> Any:
         if isinstance(value, str):
             return Prefix.parse(value)
         raise ValueError('a prefix is text, for example "192.0.2.0/24"')
+    if kind is Prefixes:
+        return Prefixes(dec_hook(Prefix, text) for text in as_list(value))
     if kind is FwMark:
         return _mark(value)
     if kind is IPv4Address | IPv6Address or kind in (IPv4Address, IPv6Address):
@@ -127,6 +135,8 @@ def enc_hook(value: Any) -> Any:
         return format_duration(value)
     if isinstance(value, Prefix | IPv4Address | IPv6Address):
         return str(value)
+    if isinstance(value, Prefixes):
+        return [str(prefix) for prefix in value]
     if isinstance(value, FwMark):
         return int(value)
     raise NotImplementedError(type(value))

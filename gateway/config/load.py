@@ -90,9 +90,10 @@ class _Loader:
                 raise ConfigError(anchor.unknown_field(key, set(), "Options"), key)
         dns = value.get("dns", {})
         servers = dns.get("servers", []) if isinstance(dns, dict) else []
+        inbounds = self._tagged("inbound", value.get("inbounds", []), "inbounds")
         config = Config(
             log=decode(LogOptions, value.get("log", {}), "log", "LogOptions"),
-            inbounds=self._tagged("inbound", value.get("inbounds", []), "inbounds"),
+            inbounds=inbounds,
             outbounds=self._tagged("outbound", value.get("outbounds", []), "outbounds"),
             dns_servers=self._tagged("dns", servers, "dns.servers"),
             route=self.catalog.section("route")(value.get("route", {}), "route"),
@@ -100,6 +101,12 @@ class _Loader:
             gateway=self.catalog.section("gateway")(value["gateway"], "gateway") if "gateway" in value else None,
             value=value,
             sources=self.sources,
+            notes=tuple(
+                f"{item.path}.{field}: {text}"
+                for item in inbounds
+                if hasattr(item.options, "notes")
+                for field, text in item.options.notes()
+            ),
             directory=self.directory,
         )
         check_references(config)
@@ -154,6 +161,15 @@ def check_references(config: Config) -> None:
     final = getattr(config.route, "final", "")
     if final and final not in outbounds:
         raise ConfigError(f'no outbound has the tag "{final}"; tags: {", ".join(outbounds)}', "route.final")
+    sets = {entry.tag for entry in getattr(config.route, "rule_set", ())}
+    for index, item in enumerate(config.inbounds):
+        for field, tag in getattr(item.options, "rule_sets", ()):
+            if tag not in sets:
+                raise ConfigError(f'no rule set has the tag "{tag}"', f"{item.path}.{field}")
+        clash = getattr(item.options, "clash", lambda other: None)
+        for other in config.inbounds[:index]:
+            if item.type == other.type and (found := clash(other.options)):
+                raise ConfigError(found[1], f"{item.path}.{found[0]}")
     servers = {item.tag for item in config.dns_servers}
     for item in config.dns_servers:
         detour = getattr(item.options, "detour", "")

@@ -75,6 +75,20 @@ def begins(outbound: object) -> TypeGuard[Begins]:
     return hasattr(outbound, "begin")
 
 
+class Echoes(Protocol):
+    """An outbound that carries ICMP echo; a method beside those of Outbound."""
+
+    tag: str
+
+    def echo_socket(self, family: int) -> socket:
+        """A raw, non-blocking ICMP or ICMPv6 socket that leaves as the outbound's others do; the caller owns it. Raises
+        OSError."""
+
+
+def echoes(outbound: object) -> TypeGuard[Echoes]:
+    return hasattr(outbound, "echo_socket")
+
+
 class Group(Outbound, Protocol):
     """An outbound that stands for one of several."""
 
@@ -177,6 +191,10 @@ class Router(Protocol):
     def close_packets(self, inbound: str, source: Address) -> None:
         """End the session of that source (a SOCKS UDP association was closed)."""
 
+    def carrier(self, flow: Flow) -> Outbound | None:
+        """What would carry a flow of which there is nothing to sniff (an ICMP echo), groups followed down to their
+        member; None where userspace itself would answer. Raises Rejected."""
+
     def flows(self) -> list[Running]:
         """What runs now."""
 
@@ -274,9 +292,16 @@ class Wiring:
     route: Any = None
     """The RouteOptions of the configuration: default_mark, default_interface, default_domain_resolver."""
     devices: Devices = field(default_factory=NoDevices)
+    sets: Any = None
+    """Rule set tag to its rules."""
+    record: Callable[[dict[str, Any]], None] | None = None
+    """Puts the inverse of a step that changes the host into the journal; None where nothing of the host is touched."""
+    steers: bool = False
+    """A ``gateway`` object stands beside: flows of this host, and of its LANs, are its business."""
 
 
 __all__ = [
-    "Begins", "Begun", "Devices", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink", "Leases",
-    "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running", "Strategy", "Wiring", "begins",
+    "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink",
+    "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running", "Strategy", "Wiring",
+    "begins", "echoes",
 ]  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 from gateway.core.address import IP, Address
 
-Network = Literal["tcp", "udp"]
+Network = Literal["tcp", "udp", "icmp"]
+"""``icmp``: an echo request, which the rules see without ports; no outbound takes one as a flow."""
 
 
 class Process(NamedTuple):

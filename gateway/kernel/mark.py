@@ -7,8 +7,10 @@
       socket  what BPF says of a local socket: 0 nothing, 1-29 process classes of the compiled rules,
               30 a combination the compiler did not foresee (goes to userspace), 31 the gateway's own sockets
       class   of a flow, in the ct mark: 0 none, 1 USER, 2 DIRECT, 3 SNIFF, 4 BLOCK, 5 NAMES (a query that our
-              listener took); odd = userspace carries it, and its entry goes when we do.
-              In a packet's mark only bit 24 is used: the routing bit, set by nft alone.
+              listener took), 7 TUN (of a tun inbound, bits 27-31 say which); odd = userspace carries it, and its
+              entry goes when we do.
+              In a packet's mark only bit 24 is used: the routing bit, set by nft alone. (25 and 26 are set by the
+              table of a tun inbound for a look at the routes, and taken away again.)
 
 No socket ever carries bit 24 in SO_MARK: the kernel would route it to lo inside connect(2), before nft sees it.
 """
@@ -25,6 +27,7 @@ DIRECT = 0x02000000
 SNIFF = 0x03000000
 BLOCK = 0x04000000
 NAMES = 0x05000000
+TUN = 0x07000000
 
 SOCKET = 0xF8000000
 SOCKET_SHIFT = 27
@@ -38,5 +41,9 @@ TABLE = 2380
 RULE_PRIORITY = 238
 """Priority of the ip rule ``fwmark ROUTE/ROUTE lookup TABLE``: before what others have for their own marks or for every
 packet (l3mdev 1000, mwan3 1001-3253, Tailscale 5210-5270, netifd 10000-90000), since a packet may have both marks."""
+TUN_TABLE = 2381
+"""The first of as many tables as there are tun inbounds: the same, on the device of each."""
 PROTO = 238
 """rtnetlink protocol number of the routes that the gateway itself makes (lease routes use 16, dhcp)."""
+TUN_PROTO = 239
+"""The same, of the ip rules of tun inbounds."""

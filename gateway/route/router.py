@@ -110,6 +110,14 @@ class Router:
             raise DialError(f"outbound {decision.outbound} does not carry {flow.network}")
         return outbound
 
+    def carrier(self, flow: Flow) -> Outbound | None:
+        decision = self.engine.decide(flow, self.findings(flow))
+        if decision.action == "reject":
+            raise Rejected(f"rule {decision.rule}", drop=self.silent(decision))
+        if decision.action != "route" or decision.outbound not in self._wiring.outbounds:
+            return None
+        return self._wiring.outbounds.leaf(decision.outbound)
+
     def silent(self, decision: Decision) -> bool:
         """Whether this rejection sends no answer; to be asked once for each, as those that could answer are counted."""
         if decision.method == "drop" or decision.no_drop:

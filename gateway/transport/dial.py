@@ -220,6 +220,19 @@ class Dialer:
             raise
         return sock
 
+    def echo_socket(self, family: int) -> socket.socket:
+        """See ``core.contracts.Echoes``. Through no detour. Raises OSError."""
+        if self._options.detour:
+            raise OSError(errno.EOPNOTSUPP, "ICMP goes through no detour")
+        protocol = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
+        sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._prepare(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     def _prepare(self, sock: socket.socket) -> None:
         options = self._options
         route = self._wiring.route

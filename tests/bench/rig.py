@@ -134,9 +134,20 @@ class Rig:
 
     def ours(self, name: str, config: Mapping[str, Any], gateway: Mapping[str, Any] | None = None) -> Router:
         """Our gateway, with ``config`` as a sing-box file and a ``gateway`` object for this router beside it."""
+        files = [("rules", config), ("gateway", {"gateway": gateway_object(self[name]) | dict(gateway or {})})]
+        return self._program(name, files, lambda told: bool(told["steering"]))
+
+    def alone(self, name: str, config: Mapping[str, Any]) -> Router:
+        """Our program with a sing-box file and nothing else, on a router that masquerades."""
+        self.plain(name)
+        return self._program(name, [("rules", config)], lambda told: told["state"] == "running")
+
+    def _program(
+        self, name: str, values: Sequence[tuple[str, Any]], ready: Callable[[Mapping[str, Any]], bool]
+    ) -> Router:  # fmt: skip
         router = self[name]
         files = []
-        for part, value in (("rules", config), ("gateway", {"gateway": gateway_object(router) | dict(gateway or {})})):
+        for part, value in values:
             files += ["-c", str(self.write(f"{name}-{part}.json", value))]
         instance = f"bench-{self.lab.id}-{name}"
         router.folders += [Path(place, instance) for place in ("/run/gateway", "/var/lib/gateway")]
@@ -147,7 +158,7 @@ class Rig:
         def start() -> None:
             router.process = router.host.popen(command)
             deadline = time.monotonic() + 60
-            while not (told := router.host.run(asking)).ok or not json.loads(told.out)["steering"]:
+            while not (told := router.host.run(asking)).ok or not ready(json.loads(told.out)):
                 router.alive()
                 assert time.monotonic() < deadline, told.out + told.err
 

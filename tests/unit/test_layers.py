@@ -25,7 +25,8 @@ LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 # kernel does not know the configuration; what a rule is is not its business either.
 FORBIDDEN = {("kernel", "config"), ("core", "config")}
 # Siblings of protocol/ that share a codec: mixed is socks and http on one port.
-SIBLINGS = {("mixed", "socks"), ("mixed", "http")}
+# tun delivers to the sockets of tproxy.
+SIBLINGS = {("mixed", "socks"), ("mixed", "http"), ("tun", "tproxy")}
 # dns shares the matcher with route, nothing else.
 DNS_FROM_ROUTE = {"match", "item", "ruleset", "options"}
 PURE_NAMES = {"codec", "plan", "diff", "render", "engine", "match", "machine", "compile"}

@@ -7,13 +7,13 @@ was ours needs none, since it was not there before us::
     {"kind": "address", "op": "delete", "interface", "address": "192.0.2.5/24"}
     {"kind": "address", "op": "set", ... , "valid": seconds or null, "preferred": ..., "proto": number}
     {"kind": "route", "op": "delete", "interface", "destination", "table", "metric", "proto", "type"}
-    {"kind": "rule", "op": "delete", "family", "priority", "mark", "mask", "table"}
+    {"kind": "rule", "op": "delete", "family", "priority", "mark", "mask", "table", and what else the rule asks}
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ SLACK = 2
 """Seconds by which a lifetime may differ before it is written again."""
 
 Inverse = dict[str, Any]
+RuleAction = Literal["lookup", "goto", "nop", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,27 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``fwmark mark/mask lookup table``."""
+    """An entry of ip-rule(8). ``mark``/``mask`` 0/0 asks no mark. ``iif``: the interface it came in through, "lo" for
+    what starts here. ``source`` and ``destination`` are prefixes as text, ``uids`` "first-last", ``port`` that of the
+    destination; ``invert`` is "not". ``suppress``: shorter prefixes of the table do not count, -1 = all do. ``target``:
+    the priority to which ``goto`` jumps."""
 
     family: Literal[4, 6]
     priority: int
-    mark: int
-    mask: int
-    table: int
+    mark: int = 0
+    mask: int = 0
+    table: int = 0
     proto: int = OWN
+    action: RuleAction = "lookup"
+    target: int = 0
+    iif: str = ""
+    oif: str = ""
+    source: str = ""
+    destination: str = ""
+    uids: str = ""
+    port: int = 0
+    invert: bool = False
+    suppress: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +170,29 @@ def _delete_route(item: Route) -> Inverse:
     }  # fmt: skip
 
 
-def rules(have: Collection[Rule], want: Iterable[Rule]) -> list[Step]:
-    """Rules of our protocol that are not wanted go."""
+def rules(have: Collection[Rule], want: Iterable[Rule], proto: int = OWN, span: range | None = None) -> list[Step]:
+    """Rules of protocol ``proto``, with a priority in ``span``, that are not wanted go. Equal ones that stand in
+    another order than ``want`` are left so."""
     wanted = tuple(want)
     steps = [Step("add", item, _delete_rule(item)) for item in wanted if item not in have]
-    return steps + [Step("delete", old) for old in have if old.proto == OWN and old not in wanted]
+    gone = (old for old in have if old.proto == proto and (span is None or old.priority in span) and old not in wanted)
+    return steps + [Step("delete", old) for old in gone]
 
 
 def _delete_rule(item: Rule) -> Inverse:
-    return {
+    inverse: Inverse = {
         "kind": "rule", "op": "delete", "family": item.family, "priority": item.priority, "mark": item.mark,
         "mask": item.mask, "table": item.table,
     }  # fmt: skip
+    more = {
+        field.name: getattr(item, field.name) for field in fields(Rule) if getattr(item, field.name) != field.default
+    }
+    return {**more, **inverse}
+
+
+def rule_of(step: Inverse) -> Rule:
+    """The rule that an inverse deletes."""
+    return Rule(**{field.name: step[field.name] for field in fields(Rule) if field.name in step})
 
 
 def steering() -> tuple[tuple[Route, ...], tuple[Rule, ...]]:

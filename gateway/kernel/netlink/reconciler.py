@@ -14,7 +14,7 @@ from typing import TypeVar
 from gateway.kernel.netlink import diff
 from gateway.kernel.netlink.diff import Address, Inverse, Route, Rule
 from gateway.kernel.netlink.link import Link
-from gateway.kernel.netlink.session import Session
+from gateway.kernel.netlink.session import Prefix, Session
 
 T = TypeVar("T")
 
@@ -61,8 +61,11 @@ class Netlink:
         """Unicast and local routes out of ``interface``, every table, the kernel's own ones included."""
         return await self._call(lambda: self._session.routes(interface))
 
+    async def prefixes(self) -> frozenset[Prefix]:
+        """Networks of all addresses of this host that are valid beyond their link; those of ``lo`` are in it."""
+        return await self._call(self._session.prefixes)
+
     async def rules(self) -> list[Rule]:
-        """Rules that only compare the mark."""
         return await self._call(self._session.rules)
 
     async def reconcile(self, interface: str, addresses: Iterable[Address], routes: Iterable[Route]) -> int:
@@ -71,10 +74,11 @@ class Netlink:
         want = tuple(addresses), tuple(routes)
         return await self._call(lambda: self._session.reconcile(interface, *want))
 
-    async def reconcile_rules(self, want: Iterable[Rule]) -> int:
-        """Make these rules stand, and no others of ours. Returns the number of steps."""
+    async def reconcile_rules(self, want: Iterable[Rule], proto: int = diff.OWN, span: range | None = None) -> int:
+        """Make these rules stand, and no others of protocol ``proto`` with a priority in ``span`` (None: any). Returns
+        the number of steps."""
         wanted = tuple(want)
-        return await self._call(lambda: self._session.reconcile_rules(wanted))
+        return await self._call(lambda: self._session.reconcile_rules(wanted, proto, span))
 
     async def steer(self, on: bool = True) -> int:
         """The rule and local route that deliver marked packets to this host, IPv4 and IPv6; off removes them, the

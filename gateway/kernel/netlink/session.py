@@ -11,8 +11,8 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from ipaddress import ip_address, ip_network
-from typing import Any
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, Literal
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from gateway.core.errors import KernelError
 from gateway.kernel import mark
 from gateway.kernel.netlink import diff
-from gateway.kernel.netlink.diff import Address, Inverse, Route, Rule, Step
+from gateway.kernel.netlink.diff import Address, Inverse, Route, Rule, RuleAction, Step
 from gateway.kernel.netlink.link import Link, link_of
 
 FOREVER = 0xFFFFFFFF
@@ -34,6 +34,10 @@ PASSES = 3
 """Times to read back and repair before giving up."""
 GONE = frozenset((errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENXIO))
 
+INVERT = 2
+_ACTIONS: dict[int, RuleAction] = {1: "lookup", 2: "goto", 3: "nop", 7: "unreachable"}
+_NUMBERS = {name: number for number, name in _ACTIONS.items()}
+Prefix = IPv4Network | IPv6Network
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
@@ -76,13 +80,22 @@ class Session:
         async with _errors("addresses"):
             return await self._addresses(interface, await self._index(interface))
 
+    async def prefixes(self) -> frozenset[Prefix]:
+        """Networks of all addresses of this host that are valid beyond their link; those of ``lo`` are in it."""
+        async with _errors("addresses"):
+            found: set[Prefix] = set()
+            async for message in await self._route.get_addr():
+                text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+                if text and message["scope"] != LINK_SCOPE:
+                    found.add(ip_network((text, message["prefixlen"]), strict=False))
+            return frozenset(found)
+
     async def routes(self, interface: str) -> list[Route]:
         """Unicast and local routes out of ``interface``, every table, the kernel's own ones included."""
         async with _errors("routes"):
             return await self._routes(interface, await self._index(interface))
 
     async def rules(self) -> list[Rule]:
-        """Rules that only compare the mark."""
         async with _errors("rules"):
             return await self._rules()
 
@@ -106,10 +119,10 @@ class Session:
                 raise KernelError(f"reconcile {interface}", 0, "the kernel does not keep what was written")
         return count
 
-    async def reconcile_rules(self, want: Iterable[Rule]) -> int:
+    async def reconcile_rules(self, want: Iterable[Rule], proto: int, span: range | None) -> int:
         want = tuple(want)
         async with _errors("rules"):
-            steps = diff.rules(await self._rules(), want)
+            steps = diff.rules(await self._rules(), want, proto, span)
             for step in steps:
                 await self._apply(step, 0)
         return len(steps)
@@ -155,7 +168,7 @@ class Session:
                 case "route":
                     await self._undo_route(step, link.index)
                 case "rule":
-                    rule = Rule(step["family"], step["priority"], step["mark"], step["mask"], step["table"])
+                    rule = diff.rule_of(step)
                     if rule in await self._rules():
                         await self._gone_is_fine(self._rule("del", rule))
                 case "link" if "mtu" in step and link.mtu == step["was"]:
@@ -238,14 +251,9 @@ class Session:
         found: list[Rule] = []
         for version, family in _FAMILY.items():
             async for message in await self._route.get_rules(family=family):
-                fwmark, mask = message.get("FRA_FWMARK"), message.get("FRA_FWMASK")
-                if message["family"] == family and fwmark is not None and mask is not None:
-                    found.append(
-                        Rule(
-                            6 if version == 6 else 4, message.get("FRA_PRIORITY") or 0, fwmark, mask,
-                            message.get("FRA_TABLE") or message["table"], message.get("FRA_PROTOCOL") or 0,
-                        )
-                    )  # fmt: skip
+                action = _ACTIONS.get(message["action"])
+                if message["family"] == family and action is not None:
+                    found.append(_rule(message, 6 if version == 6 else 4, action))
         return found
 
     # Steps
@@ -322,10 +330,49 @@ class Session:
         await self._route.route(verb, **fields)
 
     async def _rule(self, verb: str, item: Rule) -> None:
-        await self._route.rule(
-            verb, family=_FAMILY[item.family], priority=item.priority, fwmark=item.mark, fwmask=item.mask,
-            table=item.table, FRA_PROTOCOL=item.proto,
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            "family": _FAMILY[item.family], "priority": item.priority, "action": _NUMBERS[item.action],
+            "table": item.table, "FRA_PROTOCOL": item.proto,
+        }  # fmt: skip
+        if item.mask:
+            fields |= {"fwmark": item.mark, "fwmask": item.mask}
+        if item.action == "goto":
+            fields["FRA_GOTO"] = item.target
+        for name, key in (("source", "src"), ("destination", "dst")):
+            if text := getattr(item, name):
+                network = ip_network(text)
+                fields |= {key: str(network.network_address), f"{key}_len": network.prefixlen}
+        if item.iif:
+            fields["FRA_IIFNAME"] = item.iif
+        if item.oif:
+            fields["FRA_OIFNAME"] = item.oif
+        if item.uids:
+            fields["FRA_UID_RANGE"] = item.uids.replace("-", ":")
+        if item.port:
+            fields["FRA_DPORT_RANGE"] = f"{item.port}:{item.port}"
+        if item.invert:
+            fields["flags"] = INVERT
+        if item.suppress >= 0:
+            fields["FRA_SUPPRESS_PREFIXLEN"] = item.suppress
+        await self._route.rule(verb, **fields)
+
+
+def _rule(message: Any, family: Literal[4, 6], action: RuleAction) -> Rule:
+    """Of a pyroute2 RTM_NEWRULE message."""
+
+    def prefix(key: str) -> str:
+        text, length = message.get(f"FRA_{key.upper()}"), message[f"{key}_len"]
+        return f"{text or ('0.0.0.0' if family == 4 else '::')}/{length}" if text or length else ""
+
+    suppress, ports = message.get("FRA_SUPPRESS_PREFIXLEN"), message.get("FRA_DPORT_RANGE") or ""
+    return Rule(
+        family, message.get("FRA_PRIORITY") or 0, message.get("FRA_FWMARK") or 0, message.get("FRA_FWMASK") or 0,
+        message.get("FRA_TABLE") or message["table"], message.get("FRA_PROTOCOL") or 0, action,
+        message.get("FRA_GOTO") or 0, message.get("FRA_IIFNAME") or "", message.get("FRA_OIFNAME") or "",
+        prefix("src"), prefix("dst"), (message.get("FRA_UID_RANGE") or "").replace(":", "-"),
+        int(ports.partition(":")[0] or 0), bool(message["flags"] & INVERT),
+        -1 if suppress in (None, FOREVER) else suppress,
+    )  # fmt: skip
 
 
 @asynccontextmanager

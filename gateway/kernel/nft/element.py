@@ -96,11 +96,11 @@ def batch(rows: Sequence[Sequence[Step]], sequence: int) -> tuple[bytes, int]:
     return b"".join(parts), sequence + len(groups)
 
 
-def delete_table() -> bytes:
+def delete_table(name: str = TABLE) -> bytes:
     """The datagram that takes the table away, where it has no owner."""
     parts = (
         message(BATCH_BEGIN, REQUEST, 1, 0, resource=NFTABLES),
-        message(DELETE_TABLE, REQUEST, 2, INET, string(1, TABLE)),
+        message(DELETE_TABLE, REQUEST, 2, INET, string(1, name)),
         message(BATCH_END, REQUEST, 3, 0, resource=NFTABLES),
     )
     return b"".join(parts)

@@ -17,6 +17,7 @@ from gateway.core.errors import KernelError
 from gateway.kernel import shipped
 
 DEBIAN = "/usr/lib/python3/dist-packages"
+OWNER = "\tflags owner\n"
 
 
 def folder() -> Path:
@@ -58,6 +59,18 @@ class Library:
         """Frees the context and with it the socket: an owned table of its goes. Any number of times."""
         self._nft = None
         self.fd = -1
+
+
+def owners(library: Library) -> bool:
+    """Whether the kernel knows ``flags owner`` (Linux 5.12): False only where it takes a table and refuses the same one
+    with an owner."""
+    for flags, verdict in ((OWNER, True), ("", False)):
+        try:
+            library.run(f"table inet gateway_probe {{\n{flags}}}\n", check=True)
+            return verdict
+        except KernelError:
+            continue
+    return True
 
 
 def _is_netfilter(fd: int) -> bool:

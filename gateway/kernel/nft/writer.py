@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from gateway.core.errors import KernelError
 from gateway.kernel.nft import element
 from gateway.kernel.nft.diff import transaction
-from gateway.kernel.nft.library import Library, folder
+from gateway.kernel.nft.library import OWNER, Library, folder, owners
 from gateway.kernel.nft.message import DONE, DUMP, NFTABLES, REQUEST, answers, attributes, message, string
 from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, objects
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
@@ -23,7 +23,6 @@ NEW_OBJECT, GET_OBJECT = NFTABLES << 8 | 18, NFTABLES << 8 | 19
 OBJECT_TABLE, OBJECT_NAME, OBJECT_DATA = 1, 2, 4
 COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 RECEIVE = 65536
-OWNER = "\tflags owner\n"
 PATIENCE = 5000
 """Milliseconds that an acknowledgement may take; the kernel answers within the write."""
 
@@ -34,7 +33,7 @@ class Writer:
 
     def __init__(self, owned: bool | None = None) -> None:
         self._library = Library()
-        self.owned = _owners(self._library) if owned is None else owned
+        self.owned = owners(self._library) if owned is None else owned
         self._objects: Objects | None = None
         self._generation = 0
         self._sequence = 0
@@ -150,14 +149,3 @@ class Writer:
                 refused = refused or answer.errno or 0
         if refused or not acknowledged:
             raise KernelError("nft elements", refused or errno.EPROTO)
-
-
-def _owners(library: Library) -> bool:
-    """False only where the kernel takes a table and refuses the same one with an owner."""
-    for flags, verdict in ((OWNER, True), ("", False)):
-        try:
-            library.run(f"table inet gateway_probe {{\n{flags}}}\n", check=True)
-            return verdict
-        except KernelError:
-            continue
-    return True

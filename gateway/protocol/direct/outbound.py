@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from socket import socket
+
 from gateway.core.address import Address
 from gateway.core.contracts import Begun, Wiring
 from gateway.core.flow import Flow, Network
@@ -33,6 +35,9 @@ class Outbound:
 
     async def open_packets(self, flow: Flow, destination: Address) -> PacketConn:
         return await self._dialer.open_packets(self._target(destination), flow)
+
+    def echo_socket(self, family: int) -> socket:
+        return self._dialer.echo_socket(family)
 
     async def close(self) -> None:
         """Nothing is pooled."""

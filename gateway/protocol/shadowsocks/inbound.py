@@ -11,11 +11,12 @@ import os
 import time
 
 from gateway.config.fields import as_list
+from gateway.config.shared import NetworkName
 from gateway.core import socksaddr
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import AuthError, PeerError
-from gateway.core.flow import Flow, Network
+from gateway.core.flow import Flow
 from gateway.core.stream import Buffer, datagrams
 from gateway.core.wire import Incomplete, Reader
 from gateway.kernel.sockopt import address_of
@@ -53,7 +54,7 @@ class Inbound:
         self._seen = SaltFilter()
         self._drains = 0
         self._packets = packet.Server(method, self._users, os.urandom, time.time, self._key, self._identities)
-        networks: list[Network] = as_list(options.network) or ["tcp", "udp"]
+        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
         self._stream = StreamListener(options, wiring, self._serve) if "tcp" in networks else None
         self._packet = PacketListener(options, wiring, self._datagram) if "udp" in networks else None
 

@@ -6,11 +6,12 @@ import os
 import time
 
 from gateway.config.fields import as_list
+from gateway.config.shared import NetworkName
 from gateway.core import socksaddr
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import AuthError, DialError, LocalError, PeerError
-from gateway.core.flow import Flow, Network
+from gateway.core.flow import Flow
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream, datagrams
 from gateway.protocol.shadowsocks import codec, packet
 from gateway.protocol.shadowsocks.cipher import METHODS, client_keys
@@ -24,7 +25,7 @@ class Outbound:
 
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
-        networks: list[Network] = as_list(options.network) or ["tcp", "udp"]
+        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
         self.networks = frozenset(networks)
         self._wiring = wiring
         self._server = Address.of(options.server, options.server_port)

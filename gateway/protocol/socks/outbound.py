@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from gateway.config.fields import as_list
+from gateway.config.shared import NetworkName
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import DialError, LocalError, PeerError
-from gateway.core.flow import Flow, Network
+from gateway.core.flow import Flow
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream, datagrams
 from gateway.protocol.socks import codec
 from gateway.protocol.socks.options import OutboundOptions
@@ -24,7 +25,7 @@ class Outbound:
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
         self._version: codec.Version = options.version or "5"
-        networks: list[Network] = as_list(options.network) or ["tcp", "udp"]
+        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
         # SOCKS 4 has no UDP.
         self.networks = frozenset(name for name in networks if name == "tcp" or self._version == "5")
         self._wiring = wiring

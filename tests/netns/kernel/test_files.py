@@ -13,7 +13,7 @@ from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Base, Capture, Profile, SourceClass, Steering, Verdict
 
 pytestmark = pytest.mark.root
-FILES = ("base.nft", "steer.nft", "guard.nft")
+FILES = ("base.nft", "steer.nft", "guard.nft", "tun.nft")
 
 
 def listed(net) -> list[dict[str, Any]]:

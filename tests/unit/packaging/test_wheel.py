@@ -66,7 +66,7 @@ def test_installed_into_a_folder(wheel: Path, tmp_path: Path) -> None:
     pip("install", "--no-deps", "--target", str(tmp_path), str(wheel))
     found, files, compiled, there = asked(sys.executable, path=str(tmp_path))
     assert found == str(tmp_path / "share/gateway/nft")
-    assert files == ["base.nft", "guard.nft", "steer.nft"]
+    assert files == ["base.nft", "guard.nft", "steer.nft", "tun.nft"]
     assert str(compiled).startswith(str(tmp_path))
     assert there
 
@@ -79,5 +79,5 @@ def test_installed_into_an_environment(wheel: Path, tmp_path: Path) -> None:
     outside = ":".join(path for path in sys.path if path.endswith("site-packages"))
     found, files, _, there = asked(python, path=outside)
     assert found == str(tmp_path / "share/gateway/nft")
-    assert files == ["base.nft", "guard.nft", "steer.nft"]
+    assert files == ["base.nft", "guard.nft", "steer.nft", "tun.nft"]
     assert there

@@ -1,0 +1,274 @@
+"""Whose flows enter the tun, and to where: each option that says so, in both ways of taking them where both have it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.lab.process import User
+from gateway.lab.stage import poll
+
+from .rig import CLIENT, GUEST, MAC, MODES, NEAR, SITES, TUN, Ours, Rig, config
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("tun")]
+
+SITE4, OTHER4, SITE6, OTHER6 = SITES[0], SITES[1], SITES[4], SITES[5]
+SOMEBODY = User(4711, 4711)
+BOTH = pytest.mark.parametrize("mode", MODES)
+
+
+def carried(rig: Rig, place: str, site: str, **options: Any) -> dict[str, bool]:
+    return {kind: rig.carried(getattr(rig, place), kind, site, **options) for kind in ("tcp", "udp")}
+
+
+TAKEN, LEFT = {"tcp": True, "udp": True}, {"tcp": False, "udp": False}
+
+
+@BOTH
+def test_exclude_uid(rig: Rig, mode: str) -> None:
+    with rig.ours(MODES[mode] | {"exclude_uid": 99, "exclude_uid_range": "4000:4999"}):
+        for site in (SITE4, SITE6):
+            assert carried(rig, "gateway", site, user=SOMEBODY) == LEFT
+            assert carried(rig, "gateway", site) == TAKEN
+            assert carried(rig, "client", site) == TAKEN
+
+
+@BOTH
+def test_include_uid(rig: Rig, mode: str) -> None:
+    with rig.ours(MODES[mode] | {"include_uid_range": ["4000:4999"], "exclude_uid": [4000]}):
+        assert carried(rig, "gateway", SITE4, user=SOMEBODY) == TAKEN
+        assert carried(rig, "gateway", SITE4, user=User(4000, 4000)) == LEFT
+        assert carried(rig, "gateway", SITE6) == LEFT
+        assert carried(rig, "client", SITE4) == TAKEN, "users are those of this host"
+
+
+@BOTH
+def test_exclude_interface(rig: Rig, mode: str) -> None:
+    with rig.ours(MODES[mode] | {"exclude_interface": "lan1"}):
+        for site in (SITE4, SITE6):
+            assert carried(rig, "guest", site) == LEFT
+            assert carried(rig, "client", site) == TAKEN
+            assert carried(rig, "gateway", site) == TAKEN
+        assert not rig.carried(rig.guest, "icmp", SITE4)
+
+
+@BOTH
+def test_include_interface(rig: Rig, mode: str) -> None:
+    with rig.ours(MODES[mode] | {"include_interface": ["lan0"]}):
+        for site in (SITE4, SITE6):
+            assert carried(rig, "client", site) == TAKEN
+            assert carried(rig, "guest", site) == LEFT
+            assert carried(rig, "gateway", site) == LEFT
+
+
+def test_hardware_addresses(rig: Rig) -> None:
+    with rig.ours({"auto_redirect": True, "exclude_mac_address": [MAC]}):
+        assert carried(rig, "client", SITE4) == LEFT
+        assert carried(rig, "guest", SITE4) == TAKEN
+    with rig.ours({"auto_redirect": True, "include_mac_address": MAC}):
+        assert carried(rig, "client", SITE6) == TAKEN
+        assert carried(rig, "guest", SITE6) == LEFT
+
+
+@BOTH
+def test_route_address_and_its_exceptions(rig: Rig, mode: str) -> None:
+    tun = {"route_address": ["198.51.100.0/24", "2001:db8:2::/64"], "route_exclude_address": [f"{OTHER4}/32", OTHER6]}
+    with rig.ours(MODES[mode] | tun):
+        for place in ("client", "gateway"):
+            for site in (SITE4, SITE6):
+                assert carried(rig, place, site) == TAKEN
+            for site in (OTHER4, OTHER6):
+                assert carried(rig, place, site) == LEFT
+
+
+@BOTH
+def test_networks_of_this_host_are_left_alone(rig: Rig, mode: str) -> None:
+    with rig.ours(MODES[mode]):
+        for site in NEAR:
+            assert carried(rig, "client", site) == LEFT
+        assert rig.carried(rig.client, "tcp", SITE4)
+        # One that appears while it runs.
+        if mode == "redirect":
+            rig.gateway.run(["ip", "address", "add", "198.51.100.100/24", "dev", "wan0"], check=True)
+            try:
+                poll(lambda: "198.51.100.0/24" in rig.nft("list", "set", "inet", "gateway_tun_0", "local4"), "no", 10)
+                rig.gateway.run(["ip", "route", "del", "198.51.100.0/24", "dev", "wan0"], check=True)
+                assert carried(rig, "client", SITE4) == LEFT
+            finally:
+                rig.gateway.run(["ip", "address", "del", "198.51.100.100/24", "dev", "wan0"], check=True)
+            poll(lambda: rig.carried(rig.client, "tcp", SITE4), "carried again", 10)
+
+
+@BOTH
+@pytest.mark.parametrize("field", ["route_address_set", "route_exclude_address_set"])
+def test_rule_sets_and_a_reload_that_changes_one(rig: Rig, tmp_path: Path, mode: str, field: str) -> None:
+    """A connection that goes on all the time, and none that fails, while the set is replaced."""
+    file = tmp_path / "set.json"
+
+    def write(*prefixes: str) -> None:
+        file.write_text(json.dumps({"version": 1, "rules": [{"ip_cidr": list(prefixes)}, {"domain": ["x.example"]}]}))
+
+    inside, outside = (TAKEN, LEFT) if field == "route_address_set" else (LEFT, TAKEN)
+    write(f"{SITE4}/32", f"{SITE6}/128")
+    sets = {"rule_set": [{"tag": "some", "type": "local", "format": "source", "path": str(file)}]}
+    with rig.ours(MODES[mode] | {field: "some"}, route=sets) as ours:
+        for site, other in ((SITE4, OTHER4), (SITE6, OTHER6)):
+            assert carried(rig, "client", site) == inside
+            assert carried(rig, "client", other) == outside
+        with rig.connect(rig.client, SITE4, 7777) as sock:
+            sock.sendall(b"!one")
+            assert sock.recv(10) == b"!one"
+            write(f"{OTHER4}/32", f"{OTHER6}/128")
+            assert "configuration applied" in (line := ours.reload()), line
+            # A set is written at once, a route by the netlink thread.
+            poll(lambda: carried(rig, "client", SITE4) == outside, "the set stays", 10)
+            for site, other in ((SITE4, OTHER4), (SITE6, OTHER6)):
+                assert carried(rig, "client", site) == outside
+                assert carried(rig, "gateway", other) == inside
+            sock.sendall(b"two")
+            assert sock.recv(10) == b"two"
+
+
+@BOTH
+def test_strict_route(rig: Rig, mode: str) -> None:
+    tun = MODES[mode] | {"address": "172.19.0.1/30"}
+    with rig.ours(tun):
+        assert carried(rig, "client", SITE4) == TAKEN
+        assert carried(rig, "client", SITE6) == LEFT
+    with rig.ours(tun | {"strict_route": True}):
+        assert carried(rig, "client", SITE4) == TAKEN
+        for place in ("client", "gateway"):
+            for kind in ("tcp", "udp"):
+                assert rig.ask(getattr(rig, place), kind, SITE6) == ""
+
+
+@BOTH
+def test_port_53(rig: Rig, mode: str) -> None:
+    """A rule answers what clients ask, whomever they ask beyond the tun; with auto_redirect the gateway and the
+    neighbours too."""
+    dns = {"servers": [{"type": "hosts", "tag": "hosts", "predefined": {"a.example": ["192.0.2.7", "2001:db8::7"]}}]}
+    route = {"rules": [{"port": 53, "action": "hijack-dns"}]}
+    with rig.ours(MODES[mode], dns=dns, route=route):
+        for server in (SITE4, SITE6, *((NEAR[0], "192.168.7.1", "2001:db8:1::1") if mode == "redirect" else NEAR)):
+            for host in (rig.client, rig.gateway):
+                if host is rig.gateway and server not in (SITE4, SITE6):
+                    continue
+                for more in ((), ("+tcp",)):
+                    words = ["dig", f"@{server}", "+short", "+tries=1", "+time=5", *more, "a.example", "A"]
+                    assert host.run(words).out.split() == ["192.0.2.7"], (server, host.name, more)
+        assert rig.ask(rig.client, "udp", SITE4, 7777)
+
+
+def test_a_device_without_routes(rig: Rig) -> None:
+    """Whoever leads packets into it."""
+    with rig.ours({"auto_route": False}):
+        assert carried(rig, "client", SITE4) == LEFT
+        for site in (SITE4, SITE6):
+            rig.gateway.run(["ip", "route", "add", site, "dev", "tun0"], check=True)
+            # Ours would be led into the device again: by an interface they are not.
+            for place in ("client", "gateway"):
+                assert rig.ask(getattr(rig, place), "udp", site) == "", "the outbound's own way is not the tun"
+    direct = {"type": "direct", "tag": "direct", "bind_interface": "wan0"}
+    with rig.ours({"auto_route": False}, outbounds=[direct]):
+        for site in (SITE4, SITE6):
+            rig.gateway.run(["ip", "route", "add", site, "dev", "tun0"], check=True)
+            for kind in ("tcp", "udp"):
+                assert rig.ask(rig.client, kind, site) not in ("", GUEST[4])
+
+
+def test_two_devices_at_once(rig: Rig) -> None:
+    """Each has the interface that it includes; one is stopped by a reload, the other goes on."""
+    second = TUN | {
+        "tag": "second", "interface_name": "tun1", "address": ["172.19.9.1/30", "fdfe:dcba:9877::1/126"],
+        "iproute2_table_index": 2055, "iproute2_rule_index": 9100, "include_interface": "lan1",
+    }  # fmt: skip
+    ours = Ours(rig, config([TUN | {"include_interface": "lan0"}, second]))
+    try:
+        ours.start()
+        for place, tag in (("client", "tun-in"), ("guest", "second")):
+            for site in (SITE4, SITE6):
+                assert carried(rig, place, site) == TAKEN
+            assert f"{tag}: " in ours.told()
+        ours.value["inbounds"].pop(0)
+        assert "applied" in ours.reload()
+        assert carried(rig, "client", SITE4) == LEFT
+        assert carried(rig, "guest", SITE4) == TAKEN
+        ours.value["inbounds"].insert(0, TUN | {"include_interface": "lan0"})
+        assert "applied" in ours.reload()
+        assert carried(rig, "client", SITE6) == TAKEN
+    finally:
+        ours.close()
+
+
+def test_what_is_refused_is_said(rig: Rig) -> None:
+    """The device is another's: the start fails, with the reason; nothing is left."""
+    before = rig.state()
+    rig.gateway.run(["ip", "link", "add", "tun0", "type", "veth", "peer", "name", "other"], check=True)
+    try:
+        ours = Ours(rig, config([TUN]))
+        with pytest.raises(AssertionError):
+            ours.start()
+        assert ours.process is not None
+        assert "tun0" in ours.process.told()
+        ours.close()
+    finally:
+        rig.gateway.run(["ip", "link", "del", "tun0"], check=True)
+    assert rig.state() == before
+
+
+def test_a_protocol_that_nobody_speaks(rig: Rig) -> None:
+    """What the routes lead into the device and is neither TCP, UDP nor an echo is refused. (Only there: with
+    auto_redirect other protocols go past.)"""
+    with rig.ours({}):
+        for version, kind, error in ((4, socket.AF_INET, b"\x03\x02"), (6, socket.AF_INET6, b"\x04\x01")):
+            refused(rig, {4: SITE4, 6: SITE6}[version], kind, error)
+
+
+def refused(rig: Rig, site: str, kind: int, error: bytes) -> None:
+    protocol = socket.IPPROTO_ICMP if kind == socket.AF_INET else socket.IPPROTO_ICMPV6
+    with (
+        rig.client.socket(kind, socket.SOCK_RAW, 253) as sock,
+        rig.client.socket(kind, socket.SOCK_RAW, protocol) as heard,
+    ):
+        heard.settimeout(5)
+        sock.sendto(b"experiment", (site, 0))
+        while True:
+            data, name = heard.recvfrom(2000)
+            data = data[20:] if kind == socket.AF_INET else data
+            if data[:2] == error:
+                break
+        assert name[0] == site
+        assert data.endswith(b"experiment")
+
+
+def test_what_others_lead_into_the_device_is_turned_round(rig: Rig) -> None:
+    """By a rule that the table does not see, with a mark of somebody else's: the first packet crosses the device, and
+    the flow is taken."""
+    rule = ["rule", "add", "iif", "lan0", "to", OTHER4, "fwmark", "0x77", "lookup", "2022", "priority", "100"]
+    mark = "table ip others { chain c { type filter hook prerouting priority -400; meta mark set 0x77; }; }"
+    rig.gateway.run(["nft", "-f", "-"], stdin=mark.encode(), check=True)
+    rig.gateway.run(["ip", *rule], check=True)
+    try:
+        with rig.ours({}):
+            for kind in ("tcp", "udp"):
+                assert rig.carried(rig.client, kind, OTHER4)
+    finally:
+        rig.gateway.run(["ip", *rule[:1], "del", *rule[2:]], check=True)
+        rig.gateway.run(["nft", "delete", "table", "ip", "others"], check=True)
+
+
+def test_a_running_flow_is_not_seized(rig: Rig) -> None:
+    """What began before us goes on as it began."""
+    with rig.connect(rig.client, SITE4, 7777) as before, rig.connect(rig.gateway, SITE4, 7777) as local:
+        for sock in (before, local):
+            sock.sendall(b"?")
+        assert before.recv(100).decode() == CLIENT[4]
+        with rig.ours({}):
+            for sock in (before, local):
+                sock.sendall(b"?")
+            assert before.recv(100).decode() == CLIENT[4]
+            assert rig.carried(rig.client, "tcp", SITE4)
