@@ -12,7 +12,7 @@ import grp
 import logging
 import pwd
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ from gateway.route.program import Kind
 
 EXPIRY = 5.0
 """Seconds between looks for names that have expired; the kernel's own timeouts need no look."""
+BEAT = 1.0
+"""Seconds between two signs of life."""
 TAG = "gateway"
 """Tag of the tproxy inbound that is made where the configuration names none."""
 
@@ -72,7 +74,7 @@ class Kernel:
         self._state = self._compile(options, config, self._entry(options, plane.parts), plane.parts)
         self.problems: dict[str, str] = {}
         self._learned = Learned(self.compiled)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @property
     def tag(self) -> str:
@@ -108,6 +110,8 @@ class Kernel:
     async def start(self) -> None:
         """After the plane has started. What the kernel refuses is told in ``problems``."""
         await self._listen(self._state)
+        # As late as can be: what it holds decides until our own does. But before our programs mark a socket.
+        await self._host.dismiss()
         self._mark_processes()
         try:
             await self._host.netlink.steer()
@@ -116,11 +120,12 @@ class Kernel:
             self._give_up("steering", error)
         self._plane.router.certain = self._certain
         self._watch(self._plane.parts, None)
-        self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
+        self._expire()
+        self._beat()
 
     def _begin(self) -> None:
         """Raises KernelError, ValueError; nothing steers then."""
-        steerer = self._steerer = Steerer()
+        steerer = self._steerer = Steerer(silent=int(self._state.options.heartbeat))
         if not steerer.owned:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
         try:
@@ -161,6 +166,7 @@ class Kernel:
     def _hold(self) -> None:
         """Raises KernelError."""
         assert self._steerer is not None
+        self._steerer.watch(int(self._state.options.heartbeat))
         if self._state.options.fail == "hold":
             self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
         else:
@@ -267,7 +273,7 @@ class Kernel:
     def _expire(self) -> None:
         loop = self._plane.edge.loop
         self._write(self._learned.expire(loop.time()))
-        self._timer = loop.call_later(EXPIRY, self._expire)
+        self._timers["expire"] = loop.call_later(EXPIRY, self._expire)
 
     def _write(self, changes: Sequence[LearnedChange]) -> None:
         """Into the kernel now. Where that fails names are no longer believed: what the learned sets hold goes."""
@@ -299,6 +305,23 @@ class Kernel:
         except (KernelError, OSError) as error:
             self._complain("process rules", error)
 
+    # -- signs of life
+
+    def _beat(self) -> None:
+        """Each second, as long as the loop turns."""
+        if self._steerer is not None:
+            try:
+                self._steerer.beat()
+            except KernelError as error:
+                log.warning("%s", error)  # and again with the next beat
+        self._timers["beat"] = self._plane.edge.loop.call_later(BEAT, self._beat)
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """In the block the loop may stand still for a while."""
+        with contextlib.nullcontext() if self._steerer is None else self._steerer.patience():
+            yield
+
     # -- the end
 
     def _give_up(self, what: str, error: Exception) -> None:
@@ -318,8 +341,8 @@ class Kernel:
 
     async def stop(self) -> None:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         self._plane.resolver.teach(None)
         self._plane.router.sessions.kernel = None
         if self._back is not None:

@@ -10,14 +10,20 @@ import asyncio
 import json
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from gateway.box import RUN
+from gateway.core.errors import GatewayError
 from gateway.host import down
 from gateway.kernel import journal
-from gateway.kernel.probe import Finding, probe
-from gateway.service.control import alive
+from gateway.kernel.probe import Finding, probe, standing
+from gateway.service.control import alive, ask, listener
+
+ANSWER = 3.0
+"""Seconds in which a gateway that does its work says so."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 where all that the gateway cannot do without is there; with ``--repair`` where nothing is left."""
     if arguments.repair:
         return repair(RUN, arguments.json)
-    findings = probe()
+    findings = (*probe(), *instances(RUN))
     ok = all(finding.ok for finding in findings if finding.needed)
     if arguments.json:
         print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=1))
@@ -41,6 +47,32 @@ def run(arguments: argparse.Namespace) -> int:
     missing = sum(finding.needed and not finding.ok for finding in findings)
     print("all that is needed is here" if ok else f"{missing} needed and missing")
     return 0 if ok else 1
+
+
+def instances(run: Path) -> Iterator[Finding]:
+    """Gateways of this network namespace: those that run, those that hang, and what stands of those that are gone."""
+    folders = sorted(run.iterdir()) if run.is_dir() else ()
+    here = [folder for folder in folders if journal.place(folder / "undo.jsonl") == "here"]
+    for folder in here:
+        name, remedy = f"instance {folder.name}", f"gateway down --instance {folder.name}"
+        process = listener(folder / "control.sock")
+        if process < 0:
+            kinds = Counter(str(step["kind"]) for step in journal.read(folder / "undo.jsonl"))
+            stands = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "its journal"
+            yield Finding(name, False, f"does not run; of it stands: {stands}", remedy, needed=False)
+            continue
+        answers = True
+        try:
+            ask(folder, {"command": "status"}, ANSWER)
+        except GatewayError:
+            answers = False
+        detail = f"process {process} {'runs' if answers else f'hangs: no answer for {ANSWER:.0f} s'}"
+        yield Finding(name, answers, detail, "" if answers else remedy, needed=False)
+    if not here and (tables := standing()):
+        remedy = "; ".join(f"nft delete table {table}" for table in tables)
+        yield Finding(
+            "leftover", False, f"of a gateway whose journal is gone: {', '.join(tables)}", remedy, needed=False
+        )
 
 
 def repair(run: Path, as_json: bool = False) -> int:

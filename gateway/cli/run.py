@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
     logs(config)
     raise_limit()
+    faulthandler.enable()  # SIGABRT of a loop that stands still: where
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(arguments, config))
 
@@ -75,7 +77,7 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         return await box.flows(request)
 
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
-        config = configuration.configuration(arguments)
+        config = await asyncio.to_thread(configuration.configuration, arguments)
         await box.reload(config)
         logs(config)
         return {}

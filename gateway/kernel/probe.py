@@ -265,6 +265,12 @@ def _ruleset() -> list[dict[str, Any]]:
     return found
 
 
+def standing() -> list[str]:
+    """Our own tables that are there, as nft names them."""
+    tables = [entry["table"] for entry in _ruleset() if "table" in entry]
+    return [f"{one['family']} {one['name']}" for one in tables if (one["family"], one["name"]) in TABLES]
+
+
 def foreign_chains() -> Iterator[Finding]:
     """Rules of others that divert traffic too."""
     found = diverting(_ruleset())

@@ -6,7 +6,9 @@ its business, nor are the ip rule and the route that the routing bit needs (``ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 
 from gateway.core.address import Address
 from gateway.core.errors import KernelError
@@ -14,7 +16,9 @@ from gateway.kernel import conntrack
 from gateway.kernel.nft.element import Step, batch, delete_table
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
-from gateway.kernel.reaper import Reaper, Will
+from gateway.kernel.reaper import SILENT, Reaper, Will
+
+log = logging.getLogger(__name__)
 
 DNS = (53).to_bytes(2, "big")
 BACK = 300
@@ -24,14 +28,16 @@ BACK = 300
 class Steerer:
     """Opens the writer and starts the reaper in the network namespace of the calling thread. Raises KernelError. Not
     for use by several threads at once. Where the kernel knows no owners (``owned`` False; None asks it) the table has
-    none, and the reaper takes it away: others could change it, and a reaper that is killed too leaves it behind."""
+    none, and the reaper takes it away: others could change it, and a reaper that is killed too leaves it behind.
+    ``silent``: seconds without ``beat`` after which the reaper kills this process; 0 never."""
 
-    def __init__(self, owned: bool | None = None) -> None:
+    def __init__(self, owned: bool | None = None, silent: int = SILENT) -> None:
         self._writer = Writer(owned)
         self._applied = False
+        self._patient = 0
         self._will = Will() if self.owned else Will(delete_table())
         try:
-            self._reaper = Reaper(self._will)
+            self._reaper = Reaper(self._will, silent)
         except KernelError:
             self._writer.close()
             raise
@@ -47,7 +53,8 @@ class Steerer:
         steers here); ValueError on a bad interface name."""
         if not self._applied:
             conntrack.delete_userspace()
-        self._writer.apply(steering, capture, changes)
+        with self.patience():  # a large interval map takes a small processor many seconds
+            self._writer.apply(steering, capture, changes)
         self._applied = True
 
     def elements(self, changes: Sequence[LearnedChange]) -> None:
@@ -86,6 +93,30 @@ class Steerer:
         if self.held:
             self._replace(self._will)
 
+    def beat(self) -> None:
+        """To be called each second: the process does its work. A reaper that somebody has killed is replaced. Raises
+        KernelError where that fails."""
+        if not self._reaper.beat(self._patient > 0):
+            log.warning("process %d, which cleans up after us, is gone: another takes its place", self._reaper.pid)
+            self._replace(self._reaper.will)
+            self._reaper.beat(self._patient > 0)
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """In the block ``beat`` may come late, by up to two minutes. Blocks may nest. Raises nothing."""
+        self._patient += 1
+        self._reaper.beat(True)
+        try:
+            yield
+        finally:
+            self._patient -= 1
+            self._reaper.beat(self._patient > 0)
+
+    def watch(self, silent: int) -> None:
+        """Another number of seconds. Raises KernelError."""
+        if silent != self._reaper.silent:
+            self._replace(self._reaper.will, silent)
+
     @property
     def reaper(self) -> int:
         """Process number of the child that outlives us."""
@@ -96,8 +127,8 @@ class Steerer:
         """The table outlives us."""
         return bool(self._reaper.will.name)
 
-    def _replace(self, will: Will) -> None:
-        old, self._reaper = self._reaper, Reaper(will)
+    def _replace(self, will: Will, silent: int = -1) -> None:
+        old, self._reaper = self._reaper, Reaper(will, self._reaper.silent if silent < 0 else silent)
         old.end()
 
     def leave(self) -> None:
