@@ -32,8 +32,6 @@ again when the process is gone."""
 LATE = 0.02
 """Seconds after which they are deleted once more: a processor may have been inside the table as it went. Short, so that
 the flows of a successor are not hit."""
-SILENT = 3
-"""Seconds without a beat after which the gateway counts as hung; the child allows for those that were not its fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +48,10 @@ class Will:
 
 class Reaper:
     """Starts the child, in the network namespace of the calling thread, and waits until it is ready. ``silent``:
-    seconds without a beat after which it kills this process, 0 never; it waits for the first one for ever. Raises
+    seconds without a beat after which it kills this process, 0 never; the first one may take two minutes. Raises
     KernelError."""
 
-    def __init__(self, will: Will | None = None, silent: int = SILENT) -> None:
+    def __init__(self, will: Will | None = None, silent: int = 0) -> None:
         self.will = will or Will()
         self.silent = silent
         read, self._write = os.pipe2(os.O_CLOEXEC)

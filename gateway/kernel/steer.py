@@ -16,7 +16,7 @@ from gateway.kernel import conntrack
 from gateway.kernel.nft.element import Step, batch, delete_table
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
-from gateway.kernel.reaper import SILENT, Reaper, Will
+from gateway.kernel.reaper import Reaper, Will
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Steerer:
     none, and the reaper takes it away: others could change it, and a reaper that is killed too leaves it behind.
     ``silent``: seconds without ``beat`` after which the reaper kills this process; 0 never."""
 
-    def __init__(self, owned: bool | None = None, silent: int = SILENT) -> None:
+    def __init__(self, owned: bool | None = None, silent: int = 0) -> None:
         self._writer = Writer(owned)
         self._applied = False
         self._patient = 0

@@ -19,7 +19,7 @@ import time
 
 BEAT, PATIENCE, DONE = b".", b"+", b"x"
 LONG = 120
-"""Silent seconds after ``PATIENCE``."""
+"""Silent seconds after ``PATIENCE``, and before the first word."""
 SECOND = 1.0
 LATE = 0.5
 """Seconds by which a second of ours, or the gateway's share of it, may be off and still counts."""
@@ -75,7 +75,7 @@ class Watched:
 def watch(gateway: Watched, most: int) -> bool:
     """Returns at the end of the pipe: whether the gateway ended on purpose. ``most`` silent seconds after a beat; 0 any
     number."""
-    told, silent, allowed = b"", 0, 0
+    told, silent, allowed = b"", 0, most and LONG
     gateway.excused()
     while True:
         begun = time.monotonic()
