@@ -31,6 +31,9 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[3]
 DIRECT = ("198.51.100.1", "2001:db8:2::1")
 PROXIED = ("198.51.100.2", "2001:db8:2::2")
+SECOND = ("198.51.100.3", "2001:db8:2::3")
+"""Proxied too. Nothing listens there, nor at the next."""
+THIRD = ("198.51.100.4", "2001:db8:2::4")
 LEASED_DNS = "203.0.113.2"
 KERNEL = ("203.0.113.1", "2001:db8:1::2")
 USERSPACE = ("203.0.113.9", "2001:db8:3::9")
@@ -81,7 +84,7 @@ def topology() -> Topology:
                 "server",
                 addresses={
                     "eth0": ("203.0.113.2/24", "2001:db8:3::2/64"),
-                    "lo": tuple(f"{site}/{128 if ':' in site else 32}" for site in DIRECT + PROXIED),
+                    "lo": tuple(f"{site}/{128 if ':' in site else 32}" for site in DIRECT + PROXIED + SECOND + THIRD),
                 },
                 routes=(Route("default6", "2001:db8:3::1"),),
             ),
@@ -102,6 +105,9 @@ class Whole:
         self.instance = f"lab-{lab.id}"
         self.folder = Path("/run/gateway", self.instance)
         self.program: tuple[str, ...] = (sys.executable, "-m", "gateway")
+        self.rules: list[dict[str, Any]] = []
+        # A direct outbound that says from where: the kernel cannot do that, so its flows go to userspace.
+        self.far = {"type": "direct", "inet4_bind_address": USERSPACE[0], "inet6_bind_address": USERSPACE[1]}
         self.process: Process | None = None
         self.numbers = itertools.count(random.randrange(50000))
 
@@ -109,11 +115,8 @@ class Whole:
         """``more``: other fields of the ``gateway`` object."""
         value: dict[str, Any] = {
             "dns": {"servers": [{"type": "udp", "tag": "isp", "server": LEASED_DNS}]},
-            # A direct outbound that says from where: the kernel cannot do that, so its flows go to userspace.
-            "outbounds": [{"type": "direct", "tag": "direct"},
-                          {"type": "direct", "tag": "far", "inet4_bind_address": USERSPACE[0],
-                           "inet6_bind_address": USERSPACE[1]}],
-            "route": {"rules": [{"ip_cidr": list(PROXIED), "outbound": "far"}], "final": "direct"},
+            "outbounds": [{"type": "direct", "tag": "direct"}, {"tag": "far", **self.far}],
+            "route": {"rules": [*self.rules, {"ip_cidr": [*PROXIED, *SECOND], "outbound": "far"}], "final": "direct"},
             "gateway": {
                 "fail": fail,
                 "uplinks": [{"interface": "wan0", "static": {
@@ -151,6 +154,17 @@ class Whole:
         found = ask(self.folder, {"command": "status"})
         online = found["ok"] and found["state"] == "running" and all(one["elected"] for one in found["uplinks"])
         return bool(online and found["steering"])
+
+    def counted(self) -> dict[str, int]:
+        """Flows by verdict since the start."""
+        listed = self.gateway.run(["nft", "-j", "list", "counters", "table", "inet", "gateway"], check=True).json()
+        return {one["counter"]["name"]: one["counter"]["packets"] for one in listed["nftables"] if "counter" in one}
+
+    def flows(self) -> list[dict[str, Any]]:
+        found = ask(self.folder, {"command": "flows"})
+        assert found["ok"], found
+        rows: list[dict[str, Any]] = found["flows"]
+        return rows
 
     def end(self, number: signal.Signals) -> None:
         assert self.process is not None

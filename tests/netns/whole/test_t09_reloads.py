@@ -27,7 +27,7 @@ EVERY = 0.01
 PACE = 0.02
 """Fifty new connections a second."""
 BLOCK = 16384
-TURNED = "198.51.100.3"
+TURNED = "198.51.100.77"
 """What each reload sends elsewhere."""
 
 
