@@ -21,7 +21,7 @@ from gateway.config.root import Config, Tagged
 from gateway.core.address import IP
 from gateway.core.contracts import Wiring
 from gateway.core.errors import ConfigError, KernelError
-from gateway.core.flow import Findings, Flow
+from gateway.core.flow import Findings, Flow, Network
 from gateway.core.stream import Buffer
 from gateway.dns.listener import Listener
 from gateway.host import Host
@@ -42,6 +42,8 @@ EXPIRY = 5.0
 """Seconds between looks for names that have expired; the kernel's own timeouts need no look."""
 BEAT = 1.0
 """Seconds between two signs of life."""
+PUT_OFF = 2
+"""Seconds that the kernel begins no flow in userspace for a device that holds too many, unless it is told again."""
 TAG = "gateway"
 """Tag of the tproxy inbound that is made where the configuration names none."""
 
@@ -119,6 +121,7 @@ class Kernel:
         except (KernelError, ValueError) as error:
             self._give_up("steering", error)
         self._plane.router.certain = self._certain
+        self._plane.router.limit.notice = self._put_off
         self._watch(self._plane.parts, None)
         self._expire()
         self._beat()
@@ -305,10 +308,22 @@ class Kernel:
         except (KernelError, OSError) as error:
             self._complain("process rules", error)
 
+    # -- devices that want too much
+
+    def _put_off(self, network: Network, device: IP | str) -> None:
+        """Refusing one by one would take the time of all the others."""
+        if self._steerer is not None and not isinstance(device, str):
+            try:
+                self._steerer.put_off(network, device, PUT_OFF)
+            except KernelError as error:
+                log.warning("%s is not put off: %s", device, error)
+
     # -- signs of life
 
     def _beat(self) -> None:
         """Each second, as long as the loop turns."""
+        for network, device in tuple(self._plane.router.limit.full):
+            self._put_off(network, device)
         if self._steerer is not None:
             try:
                 self._steerer.beat()

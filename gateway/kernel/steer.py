@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from gateway.core.address import Address
+from gateway.core.address import IP, Address
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack
 from gateway.kernel.nft.element import Step, batch, delete_table
@@ -73,6 +74,13 @@ class Steerer:
         name = f"back{one.version}"
         self._writer.steps([(Step(True, name, key, timeout), Step(False, name, key), Step(True, name, key, timeout))])
         conntrack.delete_flow("udp", source, destination)
+
+    def put_off(self, network: Literal["tcp", "udp"], device: IP, timeout: int) -> None:
+        """Drop first packets of that device that would begin a flow in userspace, for ``timeout`` seconds. Raises
+        KernelError: ENFILE where 4096 devices are put off."""
+        key = device.packed + bytes((conntrack.PROTOCOLS[network], 0, 0, 0))
+        name = f"full{device.version}"
+        self._writer.steps([(Step(True, name, key, timeout), Step(False, name, key), Step(True, name, key, timeout))])
 
     def counters(self) -> dict[Verdict, tuple[int, int]]:
         """Flows, and bytes of their first packets, by verdict since the first ``apply``. Raises KernelError."""
