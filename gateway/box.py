@@ -65,7 +65,9 @@ class Box:
         """Apply what differs; flows go on but for those that the new rules send elsewhere, or whose outbound changed.
         Raises GatewayError (a port is taken, the kernel refuses); what stood before goes on."""
         async with self._changing:
-            await self._reload(config)
+            # Rule sets are read and compiled, which a small processor may be long at.
+            with contextlib.nullcontext() if self.kernel is None else self.kernel.patience():
+                await self._reload(config)
 
     async def _reload(self, config: Config) -> None:
         options = gateway_options(config)

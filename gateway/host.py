@@ -7,6 +7,7 @@ when it stops, but for the offload of flows; ``down`` undoes it from the journal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Collection
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import KernelError
-from gateway.kernel import journal, mark, sysctl
+from gateway.kernel import conntrack, journal, mark, sysctl
 from gateway.kernel.bpf.demand import INTERVAL
 from gateway.kernel.bpf.offload import Offload
 from gateway.kernel.journal import Journal
@@ -60,7 +61,6 @@ class Host:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding."""
         self._base(self.options)
-        await self._dismiss()
         await self.netlink.__aenter__()
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
@@ -178,8 +178,9 @@ class Host:
         """The word on the command line by which this instance's keeper is known (``fail: hold``)."""
         return f"--keeper={self.journal.path.parent}"
 
-    async def _dismiss(self) -> None:
-        """End the keeper that a former run has left: the table that it holds goes, and the guard stands already."""
+    async def dismiss(self) -> None:
+        """End the keeper that a former run has left: the table that it holds goes, and the guard stands already. Raises
+        KernelError."""
         await asyncio.to_thread(undo_process, {"argument": self.keeper})
 
     def _base(self, options: GatewayOptions) -> None:
@@ -221,7 +222,11 @@ async def undo(run: Path) -> list[str]:
     """Undo everything that the instance's journal holds. Returns what could not be undone, a line each; the journal
     then stays."""
     network = dict.fromkeys(("address", "route", "rule", "link", "sysctl"), undo_network)
-    return await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
+    failed = await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
+    # Its reaper may have been killed with it; they would outlive the table that keeps them in.
+    with contextlib.suppress(KernelError):
+        conntrack.delete_userspace()
+    return failed
 
 
 async def down(run: Path) -> list[str]:

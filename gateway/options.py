@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.config.decode import decode
+from gateway.config.fields import Duration
 from gateway.config.shared import Options
 from gateway.core.errors import ConfigError
 from gateway.uplink.options import LanOptions, UplinkOptions
@@ -89,7 +90,8 @@ class ForwardOptions(Options, kw_only=True):
 
 class GatewayOptions(Options):
     """``inbound``: tag of the tproxy inbound that captured flows enter; "" makes one. ``forwards`` and ``open``: what
-    the closed WAN lets in. ``capture_dns``: answer the LAN's port 53, whatever address it asks."""
+    the closed WAN lets in. ``capture_dns``: answer the LAN's port 53, whatever address it asks. ``heartbeat``: whole
+    seconds after which an event loop that stands still counts as dead; 0 never."""
 
     inbound: str = ""
     uplinks: list[UplinkOptions] = msgspec.field(default_factory=list)
@@ -99,6 +101,7 @@ class GatewayOptions(Options):
     learn: bool = True
     firewall: bool = True
     fail: Literal["open", "closed", "hold"] = "open"
+    heartbeat: Duration = Duration(3)
     capture_dns: bool = True
     forwards: list[ForwardOptions] = msgspec.field(default_factory=list)
     open_tcp: list[int] = msgspec.field(default_factory=list)
@@ -108,6 +111,8 @@ class GatewayOptions(Options):
 def decode_section(value: Any, path: str) -> GatewayOptions:
     """The ``gateway`` object. Raises ConfigError."""
     options = decode(GatewayOptions, value, path)
+    if options.heartbeat and (options.heartbeat < 2 or options.heartbeat % 1):
+        raise ConfigError('whole seconds, "2s" at least; "0s" for none', f"{path}.heartbeat")
     seen: dict[str, str] = {}
     names = [(f"{path}.uplinks[{index}]", item.interface) for index, item in enumerate(options.uplinks)]
     names += [(f"{path}.lans[{index}]", item.interface) for index, item in enumerate(options.lans)]

@@ -12,16 +12,17 @@ import grp
 import logging
 import pwd
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from gateway import catalog
 from gateway.config.root import Config, Tagged
+from gateway.core.address import IP
 from gateway.core.contracts import Wiring
 from gateway.core.errors import ConfigError, KernelError
-from gateway.core.flow import Findings, Flow
+from gateway.core.flow import Findings, Flow, Network
 from gateway.core.stream import Buffer
 from gateway.dns.listener import Listener
 from gateway.dns.policy import Policy
@@ -43,6 +44,10 @@ from gateway.uplink.leases import PAUSE
 
 EXPIRY = 5.0
 """Seconds between looks for names that have expired; the kernel's own timeouts need no look."""
+BEAT = 1.0
+"""Seconds between two signs of life."""
+PUT_OFF = 2
+"""Seconds that the kernel begins no flow in userspace for a device that holds too many, unless it is told again."""
 TAG = "gateway"
 """Tag of the tproxy inbound that is made where the configuration names none."""
 
@@ -78,8 +83,7 @@ class Kernel:
         self.problems: dict[str, str] = {}
         clock = plane.edge.loop.time
         self.names = Names(self.compiled, wishes(options), clock, partial(self._give_up, "learned names"))
-        self._timer: asyncio.TimerHandle | None = None
-        self._leases_timer: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @property
     def tag(self) -> str:
@@ -123,6 +127,8 @@ class Kernel:
         """After the plane has started. What the kernel refuses is told in ``problems``."""
         await self._listen(self._state)
         self._plane.resolver.obey(policy(self._state.options))
+        # As late as can be: what it holds decides until our own does. But before our programs mark a socket.
+        await self._host.dismiss()
         self._mark_processes()
         try:
             await self._host.netlink.steer()
@@ -131,13 +137,15 @@ class Kernel:
             self._give_up("steering", error)
         self._plane.router.certain = self._certain
         self._plane.router.decided = self._decided
+        self._plane.router.limit.notice = self._put_off
         self._watch(self._plane.parts, None)
-        self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
+        self._expire()
         self._look_at_leases()
+        self._beat()
 
     def _begin(self) -> None:
         """Raises KernelError, ValueError; nothing steers then."""
-        steerer = self._steerer = self.names.steerer = Steerer()
+        steerer = self._steerer = self.names.steerer = Steerer(silent=int(self._state.options.heartbeat))
         if not steerer.owned:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
         try:
@@ -183,6 +191,7 @@ class Kernel:
     def _hold(self) -> None:
         """Raises KernelError."""
         assert self._steerer is not None
+        self._steerer.watch(int(self._state.options.heartbeat))
         if self._state.options.fail == "hold":
             self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
         else:
@@ -287,7 +296,7 @@ class Kernel:
     def _look_at_leases(self) -> None:
         if self._state.hostnames or self._plane.parts.engine.hostnames:
             self._switched()
-        self._leases_timer = self._plane.edge.loop.call_later(PAUSE, self._look_at_leases)
+        self._timers["leases"] = self._plane.edge.loop.call_later(PAUSE, self._look_at_leases)
 
     # -- names
 
@@ -299,7 +308,7 @@ class Kernel:
 
     def _expire(self) -> None:
         self.names.expire()
-        self._timer = self._plane.edge.loop.call_later(EXPIRY, self._expire)
+        self._timers["expire"] = self._plane.edge.loop.call_later(EXPIRY, self._expire)
 
     # -- processes
 
@@ -327,6 +336,35 @@ class Kernel:
         except (KernelError, OSError) as error:
             self._complain("process rules", error)
 
+    # -- devices that want too much
+
+    def _put_off(self, network: Network, device: IP | str) -> None:
+        """Refusing one by one would take the time of all the others."""
+        if self._steerer is not None and network != "icmp" and not isinstance(device, str):
+            try:
+                self._steerer.put_off(network, device, PUT_OFF)
+            except KernelError as error:
+                log.warning("%s is not put off: %s", device, error)
+
+    # -- signs of life
+
+    def _beat(self) -> None:
+        """Each second, as long as the loop turns."""
+        for network, device in tuple(self._plane.router.limit.full):
+            self._put_off(network, device)
+        if self._steerer is not None:
+            try:
+                self._steerer.beat()
+            except KernelError as error:
+                log.warning("%s", error)  # and again with the next beat
+        self._timers["beat"] = self._plane.edge.loop.call_later(BEAT, self._beat)
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """In the block the loop may stand still for a while."""
+        with contextlib.nullcontext() if self._steerer is None else self._steerer.patience():
+            yield
+
     # -- the end
 
     def _give_up(self, what: str, error: Exception) -> None:
@@ -346,9 +384,8 @@ class Kernel:
 
     async def stop(self) -> None:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
-        for timer in (self._timer, self._leases_timer):
-            if timer is not None:
-                timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         self._plane.resolver.teach(None)
         self._plane.router.sessions.kernel = None
         if self._back is not None:

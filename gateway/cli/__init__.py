@@ -13,7 +13,7 @@ from importlib import import_module
 from gateway.core.errors import GatewayError
 
 COMMANDS = {
-    "down": "undo everything that a gateway made on this host",
+    "down": "stop a gateway and undo everything that it made on this host",
     "run": "run the gateway",
     "status": "what the running gateway says of itself",
     "check": "judge a configuration without starting it",

@@ -13,6 +13,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +23,12 @@ from gateway.core.errors import GatewayError
 from gateway.host import down
 from gateway.kernel import journal
 from gateway.kernel.probe import Finding, probe
-from gateway.service.control import alive, ask
+from gateway.kernel.probe.ruleset import standing
+from gateway.service.control import alive, ask, listener
 from gateway.uplink import watch
+
+ANSWER = 3.0
+"""Seconds in which a gateway that does its work says so."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 where all that the gateway cannot do without is there; with ``--repair`` where nothing is left."""
     if arguments.repair:
         return repair(RUN, arguments.json)
-    findings = (*probe(), *lan_findings(RUN, arguments.listen))
+    findings = (*probe(), *instances(RUN), *lan_findings(RUN, arguments.listen))
     ok = all(finding.ok for finding in findings if finding.needed)
     if arguments.json:
         print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=1))
@@ -66,6 +72,32 @@ def _lans(folder: Path) -> list[str]:
         return []
     found: list[str] = ask(folder, {"command": "status"}).get("lans", [])
     return found
+
+
+def instances(run: Path) -> Iterator[Finding]:
+    """Gateways of this network namespace: those that run, those that hang, and what stands of those that are gone."""
+    folders = sorted(run.iterdir()) if run.is_dir() else ()
+    here = [folder for folder in folders if journal.place(folder / "undo.jsonl") == "here"]
+    for folder in here:
+        name, remedy = f"instance {folder.name}", f"gateway down --instance {folder.name}"
+        process = listener(folder / "control.sock")
+        if process < 0:
+            kinds = Counter(str(step["kind"]) for step in journal.read(folder / "undo.jsonl"))
+            stands = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "its journal"
+            yield Finding(name, False, f"does not run; of it stands: {stands}", remedy, needed=False)
+            continue
+        answers = True
+        try:
+            ask(folder, {"command": "status"}, ANSWER)
+        except GatewayError:
+            answers = False
+        detail = f"process {process} {'runs' if answers else f'hangs: no answer for {ANSWER:.0f} s'}"
+        yield Finding(name, answers, detail, "" if answers else remedy, needed=False)
+    if not here and (tables := standing()):
+        remedy = "; ".join(f"nft delete table {table}" for table in tables)
+        yield Finding(
+            "leftover", False, f"of a gateway whose journal is gone: {', '.join(tables)}", remedy, needed=False
+        )
 
 
 def repair(run: Path, as_json: bool = False) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
     logs(config)
     raise_limit()
+    faulthandler.enable()  # SIGABRT of a loop that stands still: where
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(arguments, config))
 
@@ -74,15 +76,24 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     async def flows(request: dict[str, Any]) -> dict[str, Any]:
         return await box.flows(request)
 
+    changing = asyncio.Lock()  # what was read last is applied last
+    waiting = False
+
+    async def apply() -> None:
+        nonlocal waiting
+        async with changing:
+            waiting = False
+            config = await asyncio.to_thread(configuration.configuration, arguments)
+            await box.reload(config)
+            logs(config)
+
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
-        config = configuration.configuration(arguments)
-        await box.reload(config)
-        logs(config)
+        await apply()
         return {}
 
     async def hangup() -> None:
         try:
-            await reload({})
+            await apply()
             log.info("configuration applied")
         except GatewayError as error:
             log.error("configuration kept: %s", error)
@@ -92,6 +103,10 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     tasks: set[asyncio.Task[None]] = set()
 
     def on_hangup() -> None:
+        nonlocal waiting
+        if waiting:  # that one has not read the files yet
+            return
+        waiting = True
         task = asyncio.create_task(hangup())
         tasks.add(task)
         task.add_done_callback(tasks.discard)

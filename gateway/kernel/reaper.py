@@ -4,7 +4,10 @@ of flows that were delivered to userspace.
 Such an entry has no NAT: a client that goes on using it would leave the uplink with its private address for ever. The
 child holds the read end of a pipe whose write end only the gateway has, a descriptor of the gateway's process, and one
 nfnetlink socket of its own; it inherits nothing else, so it cannot keep the owned table alive. It runs without site
-packages (9 MB, 20 ms).
+packages (9 MB, 20 ms): watcher.py.
+
+Over the pipe the gateway's event loop says each second that it turns. Once it does not, the gateway holds the LAN's
+flows and serves none: the child kills it, so that the failure policy takes effect.
 
 The *keeper* is the same child told to do the contrary of the last: given descriptors of the owned table's socket and of
 the process programs' links, it stays and holds them, and what the kernel has been taught to decide it goes on deciding.
@@ -12,15 +15,15 @@ the process programs' links, it stays and holds them, and what the kernel has be
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway.core.errors import KernelError
-from gateway.kernel import conntrack
+from gateway.kernel import conntrack, watcher
 
 EXIT = 60.0
 """Seconds in which a dying gateway has closed its last descriptor: its pipe may close long before the owned table does
@@ -29,41 +32,6 @@ again when the process is gone."""
 LATE = 0.02
 """Seconds after which they are deleted once more: a processor may have been inside the table as it went. Short, so that
 the flows of a successor are not hit."""
-
-_SCRIPT = """
-import os, select, signal, socket, sys, time
-for number in (signal.SIGINT, signal.SIGHUP) + (() if sys.argv[1] else (signal.SIGTERM,)):
-    signal.signal(number, signal.SIG_IGN)
-name, last, into, request, gateway, exit, late = sys.argv[1:]
-last, request = bytes.fromhex(last), bytes.fromhex(request)
-sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
-sock.bind((0, 0))
-sock.settimeout(5)
-def delete():
-    sock.send(request)
-    sock.recv(4096)
-try:
-    process = os.pidfd_open(int(gateway))
-except OSError:
-    process = -1
-if os.getppid() != int(gateway):
-    process = -1
-os.write(1, b"r")
-os.close(1)
-told = b""
-while word := os.read(0, 64):
-    told = word
-if last:
-    os.write(sock.fileno() if into == "-1" else int(into), last)
-delete()
-if process >= 0 and not told:
-    select.select([process], [], [], float(exit))
-    delete()
-time.sleep(float(late))
-delete()
-while name:
-    signal.pause()
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +47,15 @@ class Will:
 
 
 class Reaper:
-    """Starts the child, in the network namespace of the calling thread, and waits until it is ready. Raises
+    """Starts the child, in the network namespace of the calling thread, and waits until it is ready. ``silent``:
+    seconds without a beat after which it kills this process, 0 never; the first one may take two minutes. Raises
     KernelError."""
 
-    def __init__(self, will: Will | None = None) -> None:
+    def __init__(self, will: Will | None = None, silent: int = 0) -> None:
         self.will = will or Will()
+        self.silent = silent
         read, self._write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write, False)  # a child that is stopped must not stop us
         try:
             self._child = subprocess.Popen(
                 self._words(self.will),
@@ -110,11 +81,26 @@ class Reaper:
 
     def _words(self, will: Will) -> Sequence[str]:
         asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex(), str(os.getpid()))
-        return (sys.executable, "-I", "-S", "-c", _SCRIPT, *asked, str(EXIT), str(LATE))
+        program = str(Path(watcher.__file__).resolve())
+        return (sys.executable, "-I", "-S", program, *asked, str(self.silent), str(EXIT), str(LATE))
 
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    def beat(self, patience: bool = False) -> bool:
+        """Say that this process does its work; the next beat comes in a second, or with ``patience`` in two minutes at
+        most. False where the child is gone."""
+        return self._tell(watcher.PATIENCE if patience else watcher.BEAT)
+
+    def _tell(self, word: bytes) -> bool:
+        try:
+            os.write(self._write, word)
+        except BlockingIOError:
+            pass  # it is stopped, and has an hour's beats before it
+        except OSError:  # it was killed
+            return False
+        return True
 
     def close(self) -> None:
         """Let it do its work now, the table being gone, and wait for it. A keeper, whose table stands, is left to
@@ -122,8 +108,7 @@ class Reaper:
         if self._write < 0:
             return
         if not self.will.name:
-            with contextlib.suppress(OSError):  # it was killed
-                os.write(self._write, b"x")
+            self._tell(watcher.DONE)
         os.close(self._write)
         self._write = -1
         if self.will.name:

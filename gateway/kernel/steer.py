@@ -6,15 +6,20 @@ its business, nor are the ip rule and the route that the routing bit needs (``ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
-from gateway.core.address import Address
+from gateway.core.address import IP, Address
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack
 from gateway.kernel.nft.element import Step, batch, delete_table
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
 from gateway.kernel.reaper import Reaper, Will
+
+log = logging.getLogger(__name__)
 
 DNS = (53).to_bytes(2, "big")
 BACK = 300
@@ -24,14 +29,16 @@ BACK = 300
 class Steerer:
     """Opens the writer and starts the reaper in the network namespace of the calling thread. Raises KernelError. Not
     for use by several threads at once. Where the kernel knows no owners (``owned`` False; None asks it) the table has
-    none, and the reaper takes it away: others could change it, and a reaper that is killed too leaves it behind."""
+    none, and the reaper takes it away: others could change it, and a reaper that is killed too leaves it behind.
+    ``silent``: seconds without ``beat`` after which the reaper kills this process; 0 never."""
 
-    def __init__(self, owned: bool | None = None) -> None:
+    def __init__(self, owned: bool | None = None, silent: int = 0) -> None:
         self._writer = Writer(owned)
         self._applied = False
+        self._patient = 0
         self._will = Will() if self.owned else Will(delete_table())
         try:
-            self._reaper = Reaper(self._will)
+            self._reaper = Reaper(self._will, silent)
         except KernelError:
             self._writer.close()
             raise
@@ -47,7 +54,8 @@ class Steerer:
         steers here); ValueError on a bad interface name."""
         if not self._applied:
             conntrack.delete_userspace()
-        self._writer.apply(steering, capture, changes)
+        with self.patience():  # a large interval map takes a small processor many seconds
+            self._writer.apply(steering, capture, changes)
         self._applied = True
 
     def elements(self, changes: Sequence[LearnedChange]) -> None:
@@ -74,6 +82,12 @@ class Steerer:
         self.put(f"back{one.version}", one.packed + ports[0] + other.packed + ports[1], timeout)
         conntrack.delete_flow("udp", source, destination)
 
+    def put_off(self, network: Literal["tcp", "udp"], device: IP, timeout: int) -> None:
+        """Drop first packets of that device that would begin a flow in userspace, for ``timeout`` seconds. Raises
+        KernelError: ENFILE where 4096 devices are put off."""
+        key = device.packed + bytes((conntrack.PROTOCOLS[network], 0, 0, 0))
+        self.put(f"full{device.version}", key, timeout)
+
     def counters(self) -> dict[Verdict, tuple[int, int]]:
         """Flows, and bytes of their first packets, by verdict since the first ``apply``. Raises KernelError."""
         return self._writer.counters()
@@ -93,6 +107,30 @@ class Steerer:
         if self.held:
             self._replace(self._will)
 
+    def beat(self) -> None:
+        """To be called each second: the process does its work. A reaper that somebody has killed is replaced. Raises
+        KernelError where that fails."""
+        if not self._reaper.beat(self._patient > 0):
+            log.warning("process %d, which cleans up after us, is gone: another takes its place", self._reaper.pid)
+            self._replace(self._reaper.will)
+            self._reaper.beat(self._patient > 0)
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """In the block ``beat`` may come late, by up to two minutes. Blocks may nest. Raises nothing."""
+        self._patient += 1
+        self._reaper.beat(True)
+        try:
+            yield
+        finally:
+            self._patient -= 1
+            self._reaper.beat(self._patient > 0)
+
+    def watch(self, silent: int) -> None:
+        """Another number of seconds. Raises KernelError."""
+        if silent != self._reaper.silent:
+            self._replace(self._reaper.will, silent)
+
     @property
     def reaper(self) -> int:
         """Process number of the child that outlives us."""
@@ -103,8 +141,8 @@ class Steerer:
         """The table outlives us."""
         return bool(self._reaper.will.name)
 
-    def _replace(self, will: Will) -> None:
-        old, self._reaper = self._reaper, Reaper(will)
+    def _replace(self, will: Will, silent: int = -1) -> None:
+        old, self._reaper = self._reaper, Reaper(will, self._reaper.silent if silent < 0 else silent)
         old.end()
 
     def leave(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ ANSWER = 1 << 26
 """Bytes of an answer."""
 PATIENCE = 10.0
 """Seconds a client may take to say its line."""
+
+CREDENTIALS = struct.Struct("iII")
+"""``struct ucred`` of SO_PEERCRED (unix(7)): process, user, group."""
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -74,14 +78,21 @@ class Control:
             return {"ok": False, "error": str(error)}
 
 
-def alive(path: Path) -> bool:
-    """Whether a gateway listens at ``path``."""
+def listener(path: Path) -> int:
+    """The process that listens at ``path``, whether it answers or hangs; 0 where we cannot see it (another PID
+    namespace), -1 where there is none."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             sock.connect(str(path))
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
         except OSError:
-            return False
-    return True
+            return -1
+    return int(CREDENTIALS.unpack(credentials)[0])
+
+
+def alive(path: Path) -> bool:
+    """Whether a gateway listens at ``path``."""
+    return listener(path) >= 0
 
 
 def ask(folder: Path, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:

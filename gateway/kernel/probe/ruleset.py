@@ -87,6 +87,11 @@ def read() -> Ruleset:
     return parse(objects, lans, wans)
 
 
+def standing() -> list[str]:
+    """Our own tables that are there, as nft names them. Raises OSError, SubprocessError, ValueError."""
+    return [" ".join(table) for table in parse(_objects("-t", "list", "tables")).tables if table in TABLES]
+
+
 def _objects(*words: str) -> list[dict[str, Any]]:
     listed = answer("nft", "-j", *words) or {}
     found: list[dict[str, Any]] = listed.get("nftables", [])

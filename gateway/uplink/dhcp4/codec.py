@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from gateway.core.errors import LocalError, PeerError
+from gateway.core.wire import checksum
 
 FIXED = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s")
 COOKIE = b"\x63\x82\x53\x63"
@@ -284,15 +285,6 @@ def mask_length(data: bytes) -> int | None:
         return None
     length = value.bit_count()
     return length if value == (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF else None
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 def wrap(payload: bytes, source: IPv4Address, destination: IPv4Address) -> bytes:

@@ -150,6 +150,9 @@ def main() -> None:
                 steerer.close()
                 print("done", flush=True)
                 continue
+            elif words[0] == "off":
+                device = ip_address(words[2])
+                steerer.put_off("tcp" if words[1] == "tcp" else "udp", device, int(words[3]))
             elif words[0] == "back":
                 steerer.hand_back(Address.of(words[1], int(words[2])), Address.of(words[3], int(words[4])))
             print("done", {name.name: value[0] for name, value in steerer.counters().items()}, flush=True)

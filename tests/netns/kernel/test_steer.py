@@ -461,6 +461,36 @@ def test_what_is_left_of_a_userspace_flow_never_leaves_unmasqueraded(net, base, 
         assert until(asked) == b"server 203.0.113.1"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_that_is_put_off_begins_nothing_in_userspace(net, owner, until, kind, prefix):
+    device = "192.168.7.2" if "." in prefix else "2001:db8:1::2"
+    with net.open(kind, net.client, f"{prefix}2") as running:
+        running.send(b"?")
+        assert running.recv(100).startswith(b"owner ")
+        owner.tell(f"off {kind} {device} 30")
+        with pytest.raises(TimeoutError):
+            net.ask(kind, net.client, f"{prefix}2", timeout=0.5)
+        running.send(b"?")
+        assert running.recv(100).startswith(b"owner "), "what runs goes on"
+    (other,) = set(KINDS) - {kind}
+    assert net.ask(other, net.client, f"{prefix}2").startswith("owner ")
+    assert net.ask(kind, net.client, f"{prefix}1").startswith("server "), "the kernel's own flows do not count"
+    # Said again it counts from then on, and it ends by itself: TCP's second SYN comes through.
+    owner.tell(f"off {kind} {device} 1")
+    if kind == "tcp":
+        assert net.ask(kind, net.client, f"{prefix}2").startswith("owner ")
+    else:
+        net.ask(kind, net.client, f"{prefix}1")
+
+        def answered():
+            with contextlib.suppress(TimeoutError):
+                return net.ask(kind, net.client, f"{prefix}2", timeout=0.2)
+
+        assert until(answered, 5)
+
+
 def test_a_port_forward_is_not_steered(net, base, owner):
     # The client's answers go to an address whose verdict is USER; the flow is not theirs to begin.
     owner.tell("learn 203.0.113.2 none user")

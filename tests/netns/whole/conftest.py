@@ -18,17 +18,30 @@ from typing import Any, TypeVar
 
 import pytest
 
+from gateway.lab.client.dials import Target
+from gateway.lab.dials import Made
 from gateway.lab.host import Host
 from gateway.lab.lab import Lab
 from gateway.lab.process import Process
 from gateway.lab.topology import End, Link, Route, Service, Topology
 from gateway.lab.topology import Host as Plan
+from gateway.service.control import alive, ask
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[3]
 DIRECT = ("198.51.100.1", "2001:db8:2::1")
 PROXIED = ("198.51.100.2", "2001:db8:2::2")
+SECOND = ("198.51.100.3", "2001:db8:2::3")
+"""Proxied too. Nothing listens there, nor at the next."""
+THIRD = ("198.51.100.4", "2001:db8:2::4")
 LEASED_DNS = "203.0.113.2"
+KERNEL = ("203.0.113.1", "2001:db8:1::2")
+USERSPACE = ("203.0.113.9", "2001:db8:3::9")
+"""Whom the server sees of a flow of the client that the kernel forwards, or that userspace carries."""
+TARGETS = tuple(
+    Target(f"{way} {kind}{'46'[family]}", kind, sites[family], 7)
+    for kind in ("tcp", "udp") for family in (0, 1) for way, sites in (("direct", DIRECT), ("proxied", PROXIED))
+)  # fmt: skip
 ECHO = """
 import socket, sys, threading
 def stream(flow):
@@ -71,7 +84,7 @@ def topology() -> Topology:
                 "server",
                 addresses={
                     "eth0": ("203.0.113.2/24", "2001:db8:3::2/64"),
-                    "lo": tuple(f"{site}/{128 if ':' in site else 32}" for site in DIRECT + PROXIED),
+                    "lo": tuple(f"{site}/{128 if ':' in site else 32}" for site in DIRECT + PROXIED + SECOND + THIRD),
                 },
                 routes=(Route("default6", "2001:db8:3::1"),),
             ),
@@ -90,25 +103,30 @@ class Whole:
         self.lab = lab
         self.client, self.gateway, self.server = (lab.host(name) for name in ("client", "gateway", "server"))
         self.instance = f"lab-{lab.id}"
+        self.folder = Path("/run/gateway", self.instance)
+        self.program: tuple[str, ...] = (sys.executable, "-m", "gateway")
+        self.rules: list[dict[str, Any]] = []
+        # A direct outbound that says from where: the kernel cannot do that, so its flows go to userspace.
+        self.far = {"type": "direct", "inet4_bind_address": USERSPACE[0], "inet6_bind_address": USERSPACE[1]}
         self.process: Process | None = None
         self.numbers = itertools.count(random.randrange(50000))
 
-    def write(self, fail: str) -> Path:
+    def write(self, fail: str, **more: Any) -> Path:
+        """``more``: other fields of the ``gateway`` object."""
         value: dict[str, Any] = {
             "dns": {"servers": [{"type": "udp", "tag": "isp", "server": LEASED_DNS}]},
-            # A direct outbound that says how to dial: the kernel cannot do that, so its flows go to userspace.
-            "outbounds": [{"type": "direct", "tag": "direct"},
-                          {"type": "direct", "tag": "far", "connect_timeout": "9s"}],
-            "route": {"rules": [{"ip_cidr": list(PROXIED), "outbound": "far"}], "final": "direct"},
+            "outbounds": [{"type": "direct", "tag": "direct"}, {"tag": "far", **self.far}],
+            "route": {"rules": [*self.rules, {"ip_cidr": [*PROXIED, *SECOND], "outbound": "far"}], "final": "direct"},
             "gateway": {
                 "fail": fail,
                 "uplinks": [{"interface": "wan0", "static": {
-                    "address": ["203.0.113.1/24", "2001:db8:3::1/64"], "gateway": ["203.0.113.2", "2001:db8:3::2"],
-                    "dns": [LEASED_DNS]}}],
+                    "address": ["203.0.113.1/24", "203.0.113.9/24", "2001:db8:3::1/64", "2001:db8:3::9/64"],
+                    "gateway": ["203.0.113.2", "2001:db8:3::2"], "dns": [LEASED_DNS]}}],
                 "lans": [{"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"]}],
                 "kernel": {"cgroup": str(self.gateway.group)},
                 "forwards": [{"port": 8080, "to": "192.168.7.2", "to_port": 80},
                              {"port": 80, "to": "2001:db8:1::2"}],
+                **more,
             },
         }  # fmt: skip
         path = self.lab.folder / "gateway.json"
@@ -120,24 +138,41 @@ class Whole:
             [sys.executable, "-m", "gateway", *words, "--instance", self.instance], cwd=ROOT, timeout=60
         )
 
-    def start(self, fail: str) -> None:
-        path = self.write(fail)
-        self.process = self.gateway.popen(
-            [sys.executable, "-m", "gateway", "run", "-c", path, "--instance", self.instance], cwd=ROOT
-        )
+    def begin(self, fail: str, **more: Any) -> Process:
+        """Start without waiting for anything."""
+        path = self.write(fail, **more)
+        self.process = self.gateway.popen([*self.program, "run", "-c", path, "--instance", self.instance], cwd=ROOT)
+        return self.process
+
+    def start(self, fail: str, **more: Any) -> None:
+        self.process = self.begin(fail, **more)
         assert until(self.steers, 60), self.process.told()
 
     def steers(self) -> bool:
-        found = self.command("status", "--json")
-        return bool(found.ok and found.json()["steering"])
+        if not alive(self.folder / "control.sock"):
+            return False
+        found = ask(self.folder, {"command": "status"})
+        online = found["ok"] and found["state"] == "running" and all(one["elected"] for one in found["uplinks"])
+        return bool(online and found["steering"])
+
+    def counted(self) -> dict[str, int]:
+        """Flows by verdict since the start."""
+        listed = self.gateway.run(["nft", "-j", "list", "counters", "table", "inet", "gateway"], check=True).json()
+        return {one["counter"]["name"]: one["counter"]["packets"] for one in listed["nftables"] if "counter" in one}
+
+    def flows(self) -> list[dict[str, Any]]:
+        found = ask(self.folder, {"command": "flows"})
+        assert found["ok"], found
+        rows: list[dict[str, Any]] = found["flows"]
+        return rows
 
     def end(self, number: signal.Signals) -> None:
         assert self.process is not None
         os.kill(self.process.pid, number)
         self.process.wait(30)
 
-    def reload(self, fail: str) -> None:
-        self.write(fail)
+    def reload(self, fail: str, **more: Any) -> None:
+        self.write(fail, **more)
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGHUP)
 
@@ -202,6 +237,30 @@ class Whole:
         ).strip()  # fmt: skip
 
 
+def leaked(made: Made) -> bool:
+    """A dial to what the rules proxy that was answered directly, or the other way round."""
+    way, kind = made.name.split()
+    family = int(kind.endswith("6"))
+    return made.answered and made.said != (KERNEL if way == "direct" else USERSPACE)[family]
+
+
+def refused(made: Made) -> bool:
+    """TCP is told at once each time; UDP as often as the kernel's own limit of ICMP errors lets it be told."""
+    return made.said == "refused" or (made.said == "silent" and " udp" in made.name)
+
+
+def keepers(whole: Whole) -> list[int]:
+    word = f"--keeper={whole.folder}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and word in open(f"/proc/{name}/cmdline", "rb").read().split(b"\0"):  # noqa: SIM115
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
 def talk(sock: socket.socket) -> str:
     sock.send(b"?")
     return sock.recv(200).decode().split()[0]
@@ -235,3 +294,5 @@ def whole(lab: Lab) -> Iterator[Whole]:
         shutil.rmtree(Path("/var/lib/gateway", whole.instance), ignore_errors=True)
         assert done.ok, done.err
         assert whole.tables() == set()
+        # Flows of this test would be old ones to the next, where a port is used again.
+        whole.gateway.run(["conntrack", "-F"], check=True)
