@@ -244,6 +244,7 @@ class Entry:
 
     def _dial(self, decision: Decision) -> None:
         router, running = self._router, self._running
+        router.decided(running.flow, self._findings, decision)
         outbound = router.outbound(running.flow, decision)
         begun = None
         if begins(outbound):
@@ -251,7 +252,6 @@ class Entry:
         if begun is None:
             self._leave(decision)
             return
-        router.decided(running.flow, self._findings, decision)
         running.decision, running.findings, running.chain = decision, self._findings, router.chain(decision.outbound)
         self._remote, self._patience = begun
         if self._data:

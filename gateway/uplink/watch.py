@@ -214,8 +214,9 @@ def resolvers(lans: Collection[Lan]) -> Iterator[Finding]:
         if port not in found or client is None or server is None or client in own or server in own:
             continue
         inside = any(client.version == one.version and client in one for one in prefixes)
-        taken = port == DNS and (entry.mark & mark.CLASS == mark.NAMES or entry.mark & mark.ROUTE)
-        if inside and not taken and len(found[port]) < MOST:
+        # Captured, or hijacked in userspace: its class is odd.
+        ours = port == DNS and entry.mark & mark.ROUTE
+        if inside and not ours and len(found[port]) < MOST:
             found[port][f"{client} asks {server}"] = None
     refused = _refused()
     note = f"; {refused} flows to encrypted resolvers were refused" if refused else ""

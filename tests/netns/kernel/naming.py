@@ -37,6 +37,7 @@ ASKED = ("192.0.2.53", 53)
 """By clients; nobody is there."""
 PORTS = (80, 443, 853, 7000)
 PROXY = 3128
+RULES = [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "far"}]
 CLASSES = {mark.USER: "user", mark.DIRECT: "kernel", mark.SNIFF: "sniff"}
 IMPATIENT = {"SHORTEST": 1, "GRACE": 2}
 """Seconds of ``route.learned``, so that a test sees names expire."""
@@ -163,6 +164,7 @@ class Naming(Whole):
     def __init__(self, lab: Lab, constants: Mapping[str, int] | None = None) -> None:
         super().__init__(lab)
         self._constants = constants
+        self.rules: list[dict[str, Any]] = RULES
         self.far = Far(self.server)
         self.write()
         self.start()
@@ -184,7 +186,7 @@ class Naming(Whole):
                 {"type": "direct", "tag": "direct"},
                 {"type": "http", "tag": "far", "server": RESOLVER, "server_port": PROXY},
             ],
-            "route": {"rules": [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "far"}]},
+            "route": {"rules": self.rules},
             "gateway": {
                 "uplinks": [{"interface": "wan0", "static": {
                     "address": ["203.0.113.1/24", "2001:db8:3::1/64"],

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.config.text import parse
 
-from .naming import CLIENTS, SITES, Naming, naming
+from .naming import CLIENTS, RULES, SITES, Naming, naming
 from .whole import ROOT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -91,6 +91,22 @@ def test_a_shared_prefix_needs_a_sniff(house: Naming, family: int, number: int) 
     assert house.connect(sites[1], names[1]) == ("far", "user")
     house.reload()
     assert house.connect(sites[0], names[0], client=1) == KERNEL, "strict believes names"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_balanced_does_not_guess_in_a_shared_prefix(house: Naming, family: int, number: int) -> None:
+    net = "192.0.2." if family == 4 else "2001:db8:5::"
+    house.server.run(["ip", "route", "add", "local", f"{net}0/{24 if family == 4 else 64}", "dev", "lo"], check=True)
+    try:
+        house.rules = [*RULES, {"ip_cidr": f"{net}0/{24 if family == 4 else 48}", "outbound": "direct"}]
+        house.reload({"mode": "balanced", "hints": "off"})
+        assert house.connect(f"{net}9", "unknown.example") == KERNEL, "by the address rule"
+        for site, name in enumerate(("a.example", "a.far.example", "b.example"), 1):
+            house.resolve(f"{name[:2]}{number}{name[1:]}", f"{net}{site}")
+        assert house.connect(f"{net}9", "unknown.example") == RELAYED
+        assert house.connect(f"{net}9", "www.far.example") == PROXIED
+    finally:
+        house.rules = RULES
 
 
 def refused(house: Naming, address: str, port: int, kind: int = socket.SOCK_STREAM) -> bool:

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.core.errors import PeerError
 from gateway.dns import message
-from gateway.dns.policy import CANARY, Policy, without_ech
+from gateway.dns.ech import without_ech
+from gateway.dns.policy import CANARY, Policy
 
 ALL = Policy(frozenset({"doh.example"}), canary=True, ddr=True)
 ECH = "ech=AAT+DQAA"

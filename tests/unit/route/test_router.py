@@ -11,6 +11,8 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Begun, Wiring
@@ -196,6 +198,46 @@ def test_sniff_learn_process_and_resolve_reach_the_engine() -> None:
         assert flow.process == Process("/usr/bin/curl")
         client.close()
         server.close()
+
+    run(body, script)
+
+
+@pytest.mark.parametrize("tag", ["direct", "pick", "block"])
+@pytest.mark.parametrize("network", ["tcp", "udp"])
+def test_what_becomes_of_a_flow_is_told_before_it_is_dialled(network: str, tag: str) -> None:
+    """``pick`` is a group: its way leads over a task."""
+    told: list[str] = []
+
+    def script(flow: Flow, findings: Findings) -> Iterator[Any]:
+        yield SniffRequest(frozenset({"http", "quic"}), 10.0)
+        yield Decision("route", tag, 3) if tag != "block" else Decision("reject", rule=3)
+
+    async def body(house: House) -> None:
+        def decided(flow: Flow, findings: Findings, decision: Decision) -> None:
+            told.append(f"{findings.domain} {decision.rule} {decision.outbound}")
+
+        house.router.decided = decided
+        for name in ("begin", "connect", "open_packets"):
+            work = getattr(house.wiring.outbounds["direct"], name)
+            setattr(house.wiring.outbounds["direct"], name, lambda *a, work=work: told.append("dial") or work(*a))
+        wanted = ["example.com 3 " + ("" if tag == "block" else tag)]
+        if network == "tcp":
+            server, address = await serve()
+            client = house.client(address)
+            await asyncio.get_running_loop().sock_sendall(client, HTTP)
+            await until(lambda: told[-1:] == (wanted if tag == "block" else ["dial"]))
+            client.close()
+            server.close()
+        else:
+            sock, address = echo_socket()
+            talk = Talk(house)
+            hello = QuicConnection(configuration=QuicConfiguration(server_name="example.com"))
+            hello.connect(("192.0.2.1", 443), 0.0)
+            for data, _ in hello.datagrams_to_send(0.0):
+                talk.send(data, address)
+            await until(lambda: told[-1:] == (wanted if tag == "block" else ["dial"]))
+            sock.close()
+        assert list(dict.fromkeys(told)) == wanted + ["dial"] * (tag != "block")
 
     run(body, script)
 
