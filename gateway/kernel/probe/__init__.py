@@ -13,7 +13,7 @@ from gateway.kernel.probe.features import bpf, capabilities, nft_features, progr
 from gateway.kernel.probe.finding import Finding
 from gateway.kernel.probe.limits import conntrack, descriptors
 from gateway.kernel.probe.marks import foreign_marks, ip_rules
-from gateway.kernel.probe.neighbours import beside
+from gateway.kernel.probe.neighbours import beside, legacy
 from gateway.kernel.probe.policies import foreign_policies
 from gateway.kernel.probe.ruleset import Ruleset, read
 from gateway.kernel.probe.settings import bridged, rp_filter
@@ -33,7 +33,7 @@ def probe() -> tuple[Finding, ...]:
 
 def conflicts() -> tuple[Finding, ...]:
     """Those of what others have set up here, and of the room that is left. Never raises."""
-    return (*_looked(conntrack, descriptors, ip_rules), *_by_rules())
+    return (*_looked(conntrack, descriptors, ip_rules, legacy), *_by_rules())
 
 
 def _by_rules() -> Iterator[Finding]:

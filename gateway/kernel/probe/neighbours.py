@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from gateway.kernel.probe.finding import Finding
 from gateway.kernel.probe.ruleset import Ruleset, named
@@ -26,6 +27,21 @@ def beside(ruleset: Ruleset) -> Iterator[Finding]:
     found = present(ruleset, (name for _, name in socket.if_nameindex()))
     detail = ", ".join(f"{name} ({sign})" for name, sign in found.items())
     yield Finding("neighbours", True, detail and f"{detail}: docs/neighbours.md", needed=False)
+
+
+def legacy() -> Iterator[Finding]:
+    """Rules of the older iptables, which nft does not list."""
+    found = [word for name in ("ip", "ip6") for word in _words(Path(f"/proc/net/{name}_tables_names"))]
+    tables = ", ".join(dict.fromkeys(found))
+    detail = f"tables {tables}: what they drop or mark is not seen here" if tables else ""
+    yield Finding("iptables-legacy", not tables, detail, needed=False)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
 
 
 def present(ruleset: Ruleset, interfaces: Iterable[str]) -> dict[str, str]:

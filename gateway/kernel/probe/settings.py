@@ -39,18 +39,18 @@ def _loose(name: str) -> str:
 
 def bridged(ruleset: Ruleset) -> Iterator[Finding]:
     """br_netfilter calls the IP hooks before the bridge has passed a frame up, and the socket that tproxy found is lost
-    on that way: what a LAN that is a bridge sends to userspace never arrives. Docker and libvirt have bridges of their
-    own switched on alone."""
-    there = {
-        str(link["ifname"]) for link in answer("ip", "-j", "link", "show", "type", "bridge") or () if "ifname" in link
-    }
-    ours = sorted(there & set(ruleset.lans) if ruleset.lans else there)
-    others = sorted(there - set(ours))
+    on that way: what a LAN that is a bridge sends to userspace never arrives. The switch for all bridges goes off, and
+    those of Docker and libvirt are switched on alone."""
+    links = answer("ip", "-j", "-d", "link", "show", "type", "bridge") or ()
+    own = {str(link["ifname"]): link["linkinfo"]["info_data"] for link in links if "linkinfo" in link}
+    lans = sorted(own.keys() & set(ruleset.lans) if ruleset.lans else own)
     for family in ("iptables", "ip6tables"):
-        name = f"net/bridge/bridge-nf-call-{family}"
-        if parameter(name) != "1" or not ours:
-            yield Finding(name.rpartition("/")[2], True)
-            continue
-        lines = [f"ip link set {one} type bridge nf_call_{family} 1" for one in others]
-        detail = f"frames on {', '.join(ours)} pass the IP hooks inside the bridge: no tproxy there"
-        yield Finding(name.rpartition("/")[2], False, detail, "; ".join([*lines, f"sysctl -w {name}=0"]))
+        name, flag = f"bridge-nf-call-{family}", f"nf_call_{family}"
+        every = parameter(f"net/bridge/{name}") == "1"
+        hurt = [one for one in lans if every or own[one].get(flag)]
+        lines = [f"ip link set {one} type bridge {flag} 0" for one in hurt if own[one].get(flag)]
+        if hurt and every:
+            lines += [f"ip link set {one} type bridge {flag} 1" for one in sorted(own.keys() - set(lans))]
+            lines.append(f"sysctl -w net/bridge/{name}=0")
+        detail = f"frames on {', '.join(hurt)} pass the IP hooks inside the bridge: no tproxy there" if hurt else ""
+        yield Finding(name, not hurt, detail, "; ".join(lines))

@@ -53,6 +53,16 @@ def test_bridge_nf_is_told_with_lines_that_leave_docker_alone(house_of_docker: H
     assert {docker["linkinfo"]["info_data"][f"nf_call_{kind}"] for kind in TABLES} == {1}
 
 
+def test_the_switch_of_one_bridge_is_seen_too(alone: House) -> None:
+    house = alone
+    house.lines("ip link set br-lan type bridge nf_call_iptables 1")
+    assert house.ask("tcp", house.client, PROXIED[4], timeout=0.5) == ""
+    assert house.findings()["bridge-nf-call-ip6tables"]["ok"]
+    assert house.remedies("bridge-nf-call-iptables") == ["ip link set br-lan type bridge nf_call_iptables 0"]
+    house.lines(*house.remedies("bridge-nf-call-iptables"))
+    assert house.ask("tcp", house.client, PROXIED[4]) == f"server {PROXIED[4]}"
+
+
 @pytest.fixture
 def valid_marks(alone: House) -> Iterator[House]:
     """As wg-quick sets it."""

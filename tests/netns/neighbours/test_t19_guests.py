@@ -21,7 +21,8 @@ def test_t19_a_foreign_bridge_becomes_a_lan(house: House, kind: str) -> None:
     house.up(**more)
     out = house.beside(docker)
     try:
-        house.lines(*house.remedies("foreign-policies"))
+        for name in ("foreign-policies", "bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+            house.lines(*house.remedies(name))
         assert house.ask(kind, house.guest, PROXIED[4]) == f"server {PROXIED[4]}"
         assert house.ask(kind, house.guest, DIRECT[4]) == f"server {WAN[4]}"
         assert house.ask(kind, house.guest, PROXIED[6]) == f"server {PROXIED[6]}"

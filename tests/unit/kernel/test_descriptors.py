@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gateway.kernel import descriptors
+
 # In a process of its own: a lowered hard limit would stay for all other tests.
 SCRIPT = """
 import resource, sys
@@ -27,3 +29,11 @@ def test_raise_limit(soft: int, hard: int, wanted: int, reached: int) -> None:
     command = [sys.executable, "-c", SCRIPT, str(soft), str(hard), str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(reached)] * 2
+
+
+def test_used() -> None:
+    """One more for one more file, up to the limit that holds."""
+    before, limit = descriptors.used()
+    with open("/dev/null"):
+        assert descriptors.used() == (before + 1, limit)
+    assert 0 < before < limit
