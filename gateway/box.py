@@ -99,7 +99,7 @@ class Box:
         if self.kernel is None:
             return offline(self.config, request)
         kernel, engine, names = self.kernel, self.plane.router.engine, self.plane.resolver.learned
-        lans, judge = lans_of(self.config), kernel.names.judge
+        lans, judge = lans_of(self.config), kernel.judge
         return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, judge)
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
