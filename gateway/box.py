@@ -127,7 +127,7 @@ class Box:
             if not macs:
                 raise GatewayError(f'no lease has the name "{name}"')
             request = {**request, "mac": macs[-1]}
-        lans, judge = lans_of(self.config), kernel.names.judge
+        lans, judge = lans_of(self.config), kernel.judge
         return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, self.plane.devices,
                        judge)  # fmt: skip
 

@@ -48,7 +48,6 @@ class Names:
         self._failed = failed
         self._learned = Learned(compiled, wishes.shared)
         self._hints = Hints()
-        self._refused = 0
 
     # -- what is heard
 
@@ -73,8 +72,8 @@ class Names:
             if not direct:
                 if self._hints.elsewhere(way, now):
                     self._take([way])
-            elif name and self._may(way, name, now) and not is_local(client) and self._hints.direct(way, now):
-                self._put("hint", way.address[0], _key(way), hints.LASTS)
+            elif name and self._may(way, name, now) and not is_local(client):
+                self._hint(way, now)
 
     def _shared(self, address: IP, now: float) -> bool:
         return self._wishes.shared and self._learned.shared(address, now)
@@ -115,14 +114,21 @@ class Names:
         for family, number in prefixes:
             self._put("shared", family, number.to_bytes(4 if family == 4 else 16, "big"), DAY)
 
-    def _put(self, name: str, version: int, key: bytes, timeout: int) -> None:
-        """Where there is no room the flow is sniffed, or the name believed at once."""
+    def _hint(self, way: Way, now: float) -> None:
+        """Unless it is there already, or may not be."""
+        if self._hints.direct(way, now) and not self._put("hint", way.address[0], _key(way), hints.LASTS):
+            self._hints.drop(way)
+
+    def _put(self, name: str, version: int, key: bytes, timeout: int) -> bool:
+        """False where it is not in the kernel: the flow is sniffed, or the name believed at once."""
+        if self.steerer is None:
+            return False
         try:
-            if self.steerer is not None:
-                self.steerer.put(f"{name}{version}", key, timeout)
+            self.steerer.put(f"{name}{version}", key, timeout)
         except KernelError as error:
-            self._refused += 1
             log.warning("%s%d: %s", name, version, error)
+            return False
+        return True
 
     def _take(self, ways: Collection[Way]) -> None:
         try:
@@ -154,7 +160,7 @@ class Names:
         if address is None or not self._compiled.steering.profiles[profile].learned:
             return nameless, ""
         if client is not None and query.process is None and query.network == "tcp":
-            left = self._hints.until(Way(_point(client), _point(address), query.port)) - now
+            left = self._hints.left(Way(_point(client), _point(address), query.port), now)
             if left > 0:
                 return Verdict.DIRECT, f"in the kernel for {left:.0f} s: one like it was sniffed, and was direct"
         found = self._learned.element(profile, address)

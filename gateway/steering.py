@@ -29,7 +29,7 @@ from gateway.dns.policy import Policy
 from gateway.host import Host
 from gateway.kernel import cgroup, conntrack, mark
 from gateway.kernel.bpf.process import KNOWN_LESS, ProcessMarks
-from gateway.kernel.plan import Capture, Steering, by_user
+from gateway.kernel.plan import Capture, Steering, Verdict, by_user, refuses
 from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
 from gateway.names import Names, Wishes
@@ -39,6 +39,7 @@ from gateway.prediction import kinds as kinds_of
 from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Decision
+from gateway.route.explain import Query
 from gateway.route.program import Kind
 from gateway.uplink.leases import PAUSE
 
@@ -399,6 +400,13 @@ class Kernel:
             self._marks.close()
         if self._dns is not None:
             await self._dns.close()
+
+    def judge(self, query: Query, profile: int, nameless: Verdict) -> tuple[Verdict, str]:
+        """See ``route.explain.Judge``."""
+        capture = self._capture()
+        if query.process is None and query.source is not None and refuses(capture, query.address, query.port):
+            return Verdict.REJECT, "in the kernel: refused, as gateway.dns_policy says"
+        return self.names.judge(query, profile, nameless)
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""

@@ -17,12 +17,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import ip_network
 from typing import Literal, NamedTuple, Protocol
 
+from gateway.core.address import IP
 from gateway.core.flow import lineage
 
 Family = Literal[4, 6]
 LAST_UID = 0xFFFFFFFF
+DOT, DOH = 853, 443
+"""Ports of DNS over TLS and QUIC, and over HTTPS."""
 SHARED: dict[Family, int] = {4: 24, 6: 48}
 """Bits of the prefixes that may be shared by names of different verdicts."""
 
@@ -237,6 +241,13 @@ class Capture:
     """Let clients of the LANs speak DNS over TLS and QUIC (port 853) to the outside."""
     doh: tuple[str, ...] = ()
     """Prefixes at whose port 443 clients of the LANs are refused: servers of DNS over HTTPS."""
+
+
+def refuses(capture: Capture, address: IP | None, port: int) -> bool:
+    """Whether a flow from a LAN to the outside is refused as one to a resolver."""
+    if port == DOT:
+        return not capture.dot
+    return port == DOH and address is not None and any(address in ip_network(one) for one in capture.doh)
 
 
 @dataclass(frozen=True, slots=True)

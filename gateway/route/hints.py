@@ -13,6 +13,9 @@ from gateway.route.item.ipset import Point
 
 LASTS = 60
 """Seconds in which the client's next connections to the same port of the same address are not sniffed."""
+KEPT = LASTS + 1
+"""Seconds that one is remembered here: no shorter than in the kernel, whose clock is coarser, so that none is there
+that could not be taken back."""
 OTHER = 600
 """Seconds in which a connection of the same kind that went elsewhere forbids it."""
 MOST_HINTS = 16384
@@ -41,9 +44,9 @@ class Hints:
     def __len__(self) -> int:
         return len(self._until)
 
-    def until(self, way: Way) -> float:
-        """0.0 where there is none."""
-        return self._until.get(way, 0.0)
+    def left(self, way: Way, now: float) -> float:
+        """Seconds in which the kernel has it still; none or less than none where it has not."""
+        return self._until.get(way, 0.0) - (KEPT - LASTS) - now
 
     def tables(self) -> dict[str, tuple[int, int, int]]:
         """As ``Learned.tables``."""
@@ -60,7 +63,7 @@ class Hints:
             self.refused += 1
             return False
         self._until.pop(way, None)
-        self._until[way] = now + LASTS
+        self._until[way] = now + KEPT
         self._at.setdefault(way.address, set()).add(way)
         return True
 

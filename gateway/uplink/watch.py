@@ -21,6 +21,7 @@ from typing import NamedTuple
 from gateway.core.address import IP
 from gateway.core.errors import PeerError
 from gateway.kernel import conntrack, mark
+from gateway.kernel.plan import DOT
 from gateway.kernel.probe.finding import TIMEOUT, Finding, tool
 from gateway.uplink.dhcp4 import codec
 from gateway.uplink.dhcp4.port import ETH_P_IP, ONLY_DHCP, attach
@@ -34,7 +35,7 @@ ICMP6_FILTER = 1
 SOLICITATION, ADVERTISEMENT = 133, 134
 SOLICIT, ADVERTISE, REPLY, INFORMATION = 1, 2, 7, 11
 CLIENT_PORT, SERVER_PORT = 546, 547
-DNS, DOT = 53, 853
+DNS = 53
 
 
 class Lan(NamedTuple):

@@ -166,6 +166,7 @@ def test_a_full_set_costs_a_sniff_and_a_refused_name_all_belief(house: Make) -> 
     made.kernel.refuse = "put"
     made.flow("near.example", True)
     assert not made.failures
+    assert made.names.tables()["hints"]["now"] == 0
     made.kernel.refuse = "elements"
     made.names.learn("near.example", ME, [(SITE, 60)])
     assert [error.errno for error in made.failures] == [errno.ENFILE]

@@ -23,6 +23,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collap
 from gateway.kernel import mark
 from gateway.kernel.nft.render import quote
 from gateway.kernel.plan import (
+    DOH,
+    DOT,
     SHARED,
     Capture,
     Family,
@@ -139,13 +141,13 @@ def _between(capture: Capture) -> Iterator[str]:
 def _refused(capture: Capture) -> Iterator[str]:
     """Raises ValueError on what is no prefix."""
     if not capture.dot:
-        yield f"th dport 853 {REFUSE}"
+        yield f"th dport {DOT} {REFUSE}"
     networks = [ip_network(one) for one in capture.doh]
     four = collapse_addresses(one for one in networks if isinstance(one, IPv4Network))
     six = collapse_addresses(one for one in networks if isinstance(one, IPv6Network))
     for daddr, found in (("ip daddr", ", ".join(map(str, four))), ("ip6 daddr", ", ".join(map(str, six)))):
         if found:
-            yield f"{daddr} {{ {found} }} th dport 443 {REFUSE}"
+            yield f"{daddr} {{ {found} }} th dport {DOH} {REFUSE}"
 
 
 def _profile(

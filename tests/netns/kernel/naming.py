@@ -10,6 +10,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -253,15 +254,17 @@ class Naming(Whole):
         found = [str(record) for one in self.ask(name, kind, client).answer for record in one]
         assert address in found, found
 
-    def connect(self, address: str, host: str = "", client: int = 0, port: int = 80) -> tuple[str, str]:
-        """(Way, class): ``far`` or ``direct``; ``kernel``, ``sniff`` or ``user``. ``host`` is what the client calls
-        it."""
+    def connect(
+        self, address: str, host: str, client: int = 0, port: int = 80, *, tls: bool = False
+    ) -> tuple[str, str]:  # fmt: skip
+        """(Way, class): ``far`` or ``direct``; ``kernel``, ``sniff`` or ``user``. ``host`` is what the client calls it,
+        in a request, or as SNI."""
         family = 6 if ":" in address else 4
         with self.client.socket(socket.AF_INET6 if family == 6 else socket.AF_INET) as sock:
             sock.settimeout(20)
             sock.bind((CLIENTS[family][client], 0))
             sock.connect((address, port))
-            sock.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            sock.sendall(hello(host) if tls else f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             return sock.recv(100).decode(), self.classes(sock.getsockname()[1])[address]
 
     def classes(self, port: int = 0) -> dict[str, str]:
@@ -281,6 +284,15 @@ class Naming(Whole):
     def close(self) -> None:
         self.far.close()
         super().close()
+
+
+def hello(name: str) -> bytes:
+    """The first bytes of a TLS client."""
+    out = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
 
 
 @contextlib.contextmanager

@@ -131,6 +131,8 @@ def test_encrypted_dns_is_refused(house: Naming, family: int, kind: int) -> None
     assert refused(house, f"{SITES[family]}9", 853, kind)
     assert refused(house, DOH[family], 443, kind)
     assert not refused(house, DOH[family], 80, kind)
+    for port, verdict in ((853, "reject"), (443, "reject"), (80, "sniff")):
+        assert house.explain(DOH[family], CLIENTS[family][0], port)["verdict"] == verdict
     assert not refused(house, f"{SITES[family]}9", 7000, kind)
     house.reload()
     assert not refused(house, DOH[family], 853, kind)

@@ -69,6 +69,16 @@ def test_t04_direct_name_first(house: Naming, family: int, names: Names) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_t04_split_by_sni(house: Naming, family: int, names: Names) -> None:
+    site = names.site(family)
+    house.resolve(names.near, site)
+    assert house.connect(site, names.near, port=443, tls=True) == KERNEL
+    house.resolve(names.far, site)
+    assert house.connect(site, names.near, port=443, tls=True) == RELAYED
+    assert house.connect(site, names.far, port=443, tls=True) == PROXIED
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_t04_proxied_name_first(house: Naming, family: int, names: Names) -> None:
     site = names.site(family)
     house.resolve(names.far, site)
