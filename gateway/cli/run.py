@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
     logs(config)
     raise_limit()
-    faulthandler.enable()  # SIGABRT of a loop that stands still: where
+    faulthandler.enable(2)  # SIGABRT of a loop that stands still: where
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(arguments, config))
 

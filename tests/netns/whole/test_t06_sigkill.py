@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import socket
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -147,7 +148,18 @@ def test_t06_whenever_it_is_killed_the_policy_holds(whole: Whole, dice: random.R
             sock.close()
     print(f"{count} kills under {fail}, a dial each 5 ms")
     print(table(report(fail, dials.made, kills, misrouted(fail))))
+    print_first(fail, dials.made, kills)
     judge(fail, dials.made, kills)
+
+
+def print_first(fail: str, made: list[Made], kills: list[Kill]) -> None:
+    """When a new direct connection is answered, or refused, after the kills that fell into traffic."""
+    tcp = [one for one in made if one.name.startswith("direct tcp")]
+    wanted = (lambda one: one.said == "refused") if fail == "closed" else (lambda one: one.answered)
+    times = [first(tcp, cycle.killed, wanted) for cycle in kills if cycle.phase == "traffic"]
+    if times:
+        what = "refused" if fail == "closed" else "answered"
+        print(f"first {what} after {statistics.median(times) * 1000:.0f} ms, {max(times) * 1000:.0f} ms at most")
 
 
 def misrouted(fail: str) -> Callable[[Made], bool]:
