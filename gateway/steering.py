@@ -172,9 +172,9 @@ class Kernel:
         lans = tuple(lan.interface for lan in options.lans)
         captured = options.capture_dns and config.dns_servers and self._dns is not None
         port = self._dns.port if captured and self._dns is not None else 0
-        wanted = options.dns_policy
+        wanted, (hints, shared) = options.dns_policy, wishes(options)
         return Capture(
-            lans, inbound.port, port, one_armed=not options.uplinks, shared=wishes(options).shared,
+            lans, inbound.port, port, one_armed=not options.uplinks, shared=shared, hints=hints or shared,
             dot=wanted.dot == "allow", doh=tuple(wanted.prefixes),
         )  # fmt: skip
 

@@ -237,6 +237,8 @@ class Capture:
     """The way out leads through a LAN: router-local flows that leave through one are steered."""
     shared: bool = False
     """In a shared prefix a name makes no address direct: the flow is sniffed."""
+    hints: bool = False
+    """TCP flows like one that was sniffed just now are looked for."""
     dot: bool = True
     """Let clients of the LANs speak DNS over TLS and QUIC (port 853) to the outside."""
     doh: tuple[str, ...] = ()

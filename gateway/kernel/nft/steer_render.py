@@ -50,6 +50,9 @@ MULTIPATH = "tcp flags & (fin | syn | rst | ack) == syn reset tcp option mptcp"
 ERRORS = f"meta l4proto {{ icmp, ipv6-icmp }} meta mark set meta mark | {mark.ROUTE:#010x} accept"
 """What a router behind the LAN says of packets that userspace sent in somebody else's name (too large, unreachable) is
 addressed to that other, and comes to the socket that has the name; else path MTU discovery is blind."""
+HINTED = tuple(
+    f"{ip} saddr . {ip} daddr . tcp dport @{name} goto to_direct" for ip, name in (("ip", "hint4"), ("ip6", "hint6"))
+)
 REFUSE = "counter name to_resolver goto refuse"
 MASKS: dict[Family, str] = {4: str(IPv4Network((0, SHARED[4])).netmask), 6: str(IPv6Network((0, SHARED[6])).netmask)}
 MOST = 1000
@@ -87,6 +90,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
         "between": tuple(_between(capture)),
         "refused": tuple(_refused(capture)),
+        "hinted": HINTED if capture.hints else (),
         "capture": _redirect(capture.dns_port),
         "forwarded": tuple(_forwarded(steering, generation)),
         "local": tuple(_local(steering, capture, generation)) if capture.local else (),
