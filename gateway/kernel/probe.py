@@ -7,6 +7,8 @@ object is loaded and never attached. A kernel with modules may load the ones tha
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import KernelError
-from gateway.kernel import cgroup, mark
+from gateway.kernel import cgroup, mark, tun
 from gateway.kernel.bpf import offload
 from gateway.kernel.bpf.loader import library
 from gateway.kernel.bpf.process import KNOWN_LESS, KNOWN_NOTHING, load, netns_cookie
@@ -31,8 +33,8 @@ REMEDIES = {
 }
 """By the step at which the CO-RE loader failed."""
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
-TABLES = {("inet", "gateway"), ("inet", "gateway_base")}
-"""Our own, by family and name."""
+TABLES = re.compile(r"inet gateway(_base|_tun_\d+)?")
+"""Our own: family and name."""
 Accept = tuple[str, int, int]
 """What a rule asks of a mark: "meta mark" or "ct mark", mask, value."""
 PASS: dict[str, tuple[Accept, ...]] = {
@@ -91,6 +93,20 @@ def probe() -> tuple[Finding, ...]:
         )
         for finding in _guarded(look)
     )
+
+
+def tunnel() -> tuple[Finding, ...]:
+    """Findings on what a ``tun`` inbound needs."""
+    found = (finding for look in (capabilities, nft_features, device) for finding in _guarded(look))
+    return tuple(finding for finding in found if finding.needed)
+
+
+def device() -> Iterator[Finding]:
+    try:
+        os.close(os.open(tun.PATH, os.O_RDWR | os.O_CLOEXEC))
+        yield Finding("tun", True)
+    except OSError as error:
+        yield Finding("tun", False, f"{tun.PATH}: {error.strerror}", "CONFIG_TUN (modprobe tun)")
 
 
 def _guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -246,7 +262,8 @@ def ip_rules() -> Iterator[Finding]:
 
 def overlaps(rule: dict[str, Any]) -> bool:
     """Does an entry of ``ip -j rule`` test a bit of our byte? Not where it is our own rule."""
-    if "fwmark" not in rule or rule.get("priority") == mark.RULE_PRIORITY:
+    own = (rule.get("priority") == mark.RULE_PRIORITY, rule.get("protocol") == str(mark.TUN_PROTO))
+    if "fwmark" not in rule or any(own):
         return False
     mask = int(rule.get("fwmask", "0xffffffff"), 16)
     # A test of the whole mark for a value below bit 24 fails on each packet that we mark.
@@ -280,13 +297,17 @@ def diverting(objects: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     found: dict[tuple[str, str, str], None] = {}
     for entry in objects:
         rule = entry.get("rule")
-        if not rule or (rule["family"], rule["table"]) in TABLES:
+        if not rule or _is_own(rule):
             continue
         if any(
             key in ("tproxy", "redirect") for part in rule.get("expr", []) if isinstance(part, dict) for key in part
         ):
             found[(rule["family"], rule["table"], rule["chain"])] = None
     return list(found)
+
+
+def _is_own(entry: dict[str, Any]) -> bool:
+    return TABLES.fullmatch(f"{entry['family']} {entry['table']}") is not None
 
 
 def foreign_policies() -> Iterator[Finding]:
@@ -317,7 +338,7 @@ def dropping(objects: list[dict[str, Any]]) -> list[tuple[str, str, str, tuple[A
             continue
         place = (chain["family"], chain["table"], chain["name"])
         missing = tuple(one for one in PASS.get(chain.get("hook", ""), ()) if one not in accepts.get(place, ()))
-        if missing and place[:2] not in TABLES:
+        if missing and not _is_own(chain):
             found.append((*place, missing))
     return found
 

@@ -84,6 +84,7 @@ def test_reload_keeps_what_did_not_change(rig: Rig, mode: str) -> None:
         ours.value["inbounds"][0]["mtu"] = 1400
         assert "applied" in ours.reload()
         assert index(rig) != device
+        assert "mtu 1400 " in rig.state()["links"]
         assert rig.carried(rig.client, "tcp", SITE4)
         ours.value["inbounds"] = []
         assert "applied" in ours.reload()

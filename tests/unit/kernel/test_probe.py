@@ -30,6 +30,7 @@ def test_foreign_diversions() -> None:
     listed = [
         {"metainfo": {}},
         rule("gateway", tproxy),
+        rule("gateway_tun_3", tproxy),
         rule("docker", {"counter": None}),
         rule("other", tproxy, tproxy),
     ]
