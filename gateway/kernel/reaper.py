@@ -79,11 +79,12 @@ class Will:
 
 
 class Reaper:
-    """Starts the child, in the network namespace of the calling thread, and waits until it is ready. Raises
-    KernelError."""
+    """Starts the child, in the network namespace of the calling thread, and waits until it is ready. ``request``: the
+    datagram that deletes. Raises KernelError."""
 
-    def __init__(self, will: Will | None = None) -> None:
+    def __init__(self, will: Will | None = None, request: bytes = conntrack.USERSPACE) -> None:
         self.will = will or Will()
+        self._request = request
         read, self._write = os.pipe2(os.O_CLOEXEC)
         try:
             self._child = subprocess.Popen(
@@ -109,7 +110,7 @@ class Reaper:
                 raise KernelError("start the reaper")
 
     def _words(self, will: Will) -> Sequence[str]:
-        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex(), str(os.getpid()))
+        asked = (will.name, will.last.hex(), str(will.into), self._request.hex(), str(os.getpid()))
         return (sys.executable, "-I", "-S", "-c", _SCRIPT, *asked, str(EXIT), str(LATE))
 
     @property

@@ -12,8 +12,7 @@ import pytest
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack, mark, probe
 from gateway.kernel.nft import base as base_table
-from gateway.kernel.nft import writer as writer_module
-from gateway.kernel.nft.library import Library
+from gateway.kernel.nft.library import Library, owners
 from gateway.kernel.nft.writer import Writer
 from gateway.kernel.plan import Base, Capture, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
 
@@ -540,7 +539,7 @@ def test_whether_the_kernel_knows_owners_is_asked(net):
         def run(self, text, *, check=False):
             raise KernelError("nft", errno.EPERM)
 
-    found = [net.gateway.call(lambda kind=kind: writer_module._owners(kind())) for kind in (Library, Old, Broken)]
+    found = [net.gateway.call(lambda kind=kind: owners(kind())) for kind in (Library, Old, Broken)]
     assert found == [True, False, True]
 
 
