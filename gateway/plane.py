@@ -199,8 +199,12 @@ class Plane:
             raise
         self._listening = wanted
         tags = {inbound.tag for inbound in gone}
-        # Their answers would leave through a socket that is closed.
-        self.router.close_flows(lambda running: running.flow.network == "udp" and running.flow.inbound in tags)
+        # Their answers would leave through a socket that is closed; what a tun takes comes by its table alone.
+        self.router.close_flows(
+            lambda running: (
+                running.flow.inbound in tags and (running.flow.network == "udp" or running.flow.inbound_type == "tun")
+            )
+        )
 
     def use(self, parts: Parts) -> None:
         """From now on flows are judged and carried by ``parts``. Never waits, never fails."""

@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from gateway.config.root import Config, Tagged
-from gateway.kernel.probe import Finding, probe
+from gateway.kernel.probe import Finding, probe, tunnel
 from gateway.options import GatewayOptions
 
 
 def shortfall(config: Config) -> Iterator[Finding]:
-    """Only what is not well. A configuration without a ``gateway`` object asks nothing of the kernel but ports."""
+    """Only what is not well. A configuration without a ``gateway`` object asks nothing of the kernel but ports and, for
+    a ``tun``, the device and nftables."""
     options = config.gateway
     if isinstance(options, GatewayOptions):
         yield from (finding for finding in probe() if not finding.ok)
         yield from interfaces(options)
         yield from group(options)
+    elif any(inbound.type == "tun" for inbound in config.inbounds):
+        yield from (finding for finding in tunnel() if not finding.ok)
     for inbound in config.inbounds:
         yield from ports(inbound)
 

@@ -65,6 +65,8 @@ def logs(config: Config) -> None:
 async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    for note in config.notes:
+        log.warning(note)
     box = Box(config, *instance.folders(arguments))
 
     async def status(_: dict[str, Any]) -> dict[str, Any]:

@@ -48,12 +48,13 @@ class Will:
 
 class Reaper:
     """Starts the child, in the network namespace of the calling thread, and waits until it is ready. ``silent``:
-    seconds without a beat after which it kills this process, 0 never; the first one may take two minutes. Raises
-    KernelError."""
+    seconds without a beat after which it kills this process, 0 never; the first one may take two minutes. ``request``:
+    the datagram that deletes. Raises KernelError."""
 
-    def __init__(self, will: Will | None = None, silent: int = 0) -> None:
+    def __init__(self, will: Will | None = None, silent: int = 0, request: bytes = conntrack.USERSPACE) -> None:
         self.will = will or Will()
         self.silent = silent
+        self._request = request
         read, self._write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._write, False)  # a child that is stopped must not stop us
         try:
@@ -80,7 +81,7 @@ class Reaper:
                 raise KernelError("start the reaper")
 
     def _words(self, will: Will) -> Sequence[str]:
-        asked = (will.name, will.last.hex(), str(will.into), conntrack.USERSPACE.hex(), str(os.getpid()))
+        asked = (will.name, will.last.hex(), str(will.into), self._request.hex(), str(os.getpid()))
         program = str(Path(watcher.__file__).resolve())
         return (sys.executable, "-I", "-S", program, *asked, str(self.silent), str(EXIT), str(LATE))
 

@@ -76,3 +76,13 @@ def test_what_is_only_worse_is_no_failure(told: Any, monkeypatch: pytest.MonkeyP
     gateway = {"lans": [{"interface": "lo", "address": ["192.168.8.1/24"]}]}
     code, lines = told({"gateway": gateway}, "--host")
     assert (code, lines) == (0, ["without  btf: lost"])
+
+
+def test_what_a_tun_needs(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbound = {"type": "tun", "tag": "in", "address": "172.19.0.1/30"}
+    missing = Finding("tun", False, "/dev/net/tun: No such file or directory", "CONFIG_TUN (modprobe tun)")
+    monkeypatch.setattr(module, "tunnel", lambda: (missing, Finding("nft", True)))
+    code, lines = told({"inbounds": [inbound]}, "--host")
+    assert code == 1
+    assert lines == ["missing  tun: /dev/net/tun: No such file or directory -> CONFIG_TUN (modprobe tun)"]
+    assert told({"inbounds": []}, "--host") == (0, [])

@@ -16,20 +16,35 @@ _WHO = mark.CLASS | mark.SOCKET
 
 class Table:
     """Claims a number, in the network namespace of the calling thread; ``load`` makes it work. It vanishes with the
-    process, and what is left of its flows with a reaper of its own. Raises KernelError."""
+    process, and what is left of its flows with a reaper of its own. ``names``: it will redirect port 53. Raises
+    KernelError."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: bool = False) -> None:
+        self._names = names
         self._library = Library()
         self._owned = owners(self._library)
         self.number = self._claim()
         self._sets: Elements = {}
         name = table(self.number).partition(" ")[2]
         try:
-            self._reaper: Reaper | None = Reaper(Will() if self._owned else Will(delete_table(name)))
-            conntrack.delete_marked(mine(self.number), _WHO)
+            will = Will() if self._owned else Will(delete_table(name))
+            self._reaper: Reaper | None = Reaper(
+                will, request=b"".join(conntrack.delete_request(*one) for one in self._left)
+            )
+            self._forget()
         except KernelError:
             self._library.close()
             raise
+
+    @property
+    def _left(self) -> tuple[tuple[int, int], ...]:
+        """Mark and mask of the entries that lead to our sockets: they have no NAT, or one to a port of ours."""
+        flows = (mine(self.number), _WHO)
+        return (flows, (mark.NAMES, mark.CLASS)) if self._names else (flows,)
+
+    def _forget(self) -> None:
+        for one in self._left:
+            conntrack.delete_marked(*one)
 
     def _claim(self) -> int:
         refused: KernelError | None = None
@@ -46,7 +61,11 @@ class Table:
         text = skeleton((folder() / "tun.nft").read_text(), self.number, plan.device)
         if not self._owned:
             text = text.replace(OWNER, "")
-        self._library.run(text + "\n" + commands(plan, self.number))
+        try:
+            self._library.run(text + "\n" + commands(plan, self.number))
+        except KernelError as error:
+            needs = "it needs CONFIG_NFT_TPROXY, CONFIG_NFT_FIB_INET, CONFIG_NFT_CT, CONFIG_NFT_REDIR, CONFIG_NFT_NAT"
+            raise KernelError("table of a tun inbound", error.errno, f"{error}; {needs}") from None
         self._sets = dict(plan.sets)
 
     def fill(self, sets: Elements) -> None:
@@ -63,4 +82,4 @@ class Table:
         reaper, self._reaper = self._reaper, None
         if reaper is not None:
             reaper.end()
-            conntrack.delete_marked(mine(self.number), _WHO)
+            self._forget()

@@ -9,7 +9,7 @@ from functools import partial
 
 from gateway.core.errors import KernelError
 from gateway.kernel.probe.diversions import earlier_hooks, flowtables, foreign_chains
-from gateway.kernel.probe.features import bpf, capabilities, nft_features, programs
+from gateway.kernel.probe.features import bpf, capabilities, nft_features, programs, tun_device
 from gateway.kernel.probe.finding import Finding
 from gateway.kernel.probe.limits import conntrack, descriptors
 from gateway.kernel.probe.marks import foreign_marks, ip_rules
@@ -18,7 +18,7 @@ from gateway.kernel.probe.policies import foreign_policies
 from gateway.kernel.probe.ruleset import Ruleset, read
 from gateway.kernel.probe.settings import bridged, rp_filter
 
-__all__ = ["Finding", "bpf", "conflicts", "probe"]
+__all__ = ["Finding", "bpf", "conflicts", "probe", "tunnel"]
 
 Look = Callable[[], Iterable[Finding]]
 BY_RULES: tuple[Callable[[Ruleset], Iterator[Finding]], ...] = (
@@ -29,6 +29,11 @@ BY_RULES: tuple[Callable[[Ruleset], Iterator[Finding]], ...] = (
 def probe() -> tuple[Finding, ...]:
     """All findings. Never raises: what could not be looked at is a finding that is not ok."""
     return (*_looked(capabilities, nft_features, bpf), *conflicts(), *_looked(programs))
+
+
+def tunnel() -> tuple[Finding, ...]:
+    """Findings on what a ``tun`` inbound needs."""
+    return tuple(finding for finding in _looked(capabilities, nft_features, tun_device) if finding.needed)
 
 
 def conflicts() -> tuple[Finding, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.kernel.probe.finding import Finding
-from gateway.kernel.probe.ruleset import PRIORITY, TABLES, Place, Ruleset, named
+from gateway.kernel.probe.ruleset import PRIORITY, Place, Ruleset, named, own
 
 BEFORE = {"queue": "queues", "notrack": "does not track", "drop": "drops"}
 """Statements that keep packets from us."""
@@ -16,7 +16,7 @@ BEFORE = {"queue": "queues", "notrack": "does not track", "drop": "drops"}
 def foreign_chains(ruleset: Ruleset) -> Iterator[Finding]:
     """Rules of others that divert traffic too; the worse where it is to ports of ours."""
     found = diverting(ruleset)
-    ours = {port for place in ruleset.rules if place[:2] in TABLES
+    ours = {port for place in ruleset.rules if own(place)
             for rule in ruleset.rules[place] for port in _diverted(rule)} - {None}  # fmt: skip
     parts = [
         f"{named(place, rule)} to {f'our port {port}' if port in ours else f'port {port}'}"

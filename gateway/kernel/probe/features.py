@@ -6,12 +6,13 @@ object is loaded and never attached. A kernel with modules may load the ones tha
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.core.errors import KernelError
-from gateway.kernel import cgroup
+from gateway.kernel import cgroup, tun
 from gateway.kernel.bpf import offload
 from gateway.kernel.bpf.loader import library
 from gateway.kernel.bpf.process import KNOWN_LESS, KNOWN_NOTHING, load, netns_cookie
@@ -133,3 +134,11 @@ def programs() -> Iterator[Finding]:
     has = tool("dnsmasq") is not None
     detail = "" if has else "no DHCP, router advertisements or names for the LAN"
     yield Finding("dnsmasq", has, detail, "" if has else "apt install dnsmasq-base", needed=False)
+
+
+def tun_device() -> Iterator[Finding]:
+    try:
+        os.close(os.open(tun.PATH, os.O_RDWR | os.O_CLOEXEC))
+        yield Finding("tun", True)
+    except OSError as error:
+        yield Finding("tun", False, f"{tun.PATH}: {error.strerror}", "CONFIG_TUN (modprobe tun)")

@@ -35,7 +35,8 @@ def ip_rules() -> Iterator[Finding]:
 
 def overlaps(rule: dict[str, Any]) -> bool:
     """Does an entry of ``ip -j rule`` test a bit of our byte? Not where it is our own rule."""
-    if "fwmark" not in rule or rule.get("priority") == mark.RULE_PRIORITY:
+    own = (rule.get("priority") == mark.RULE_PRIORITY, rule.get("protocol") == str(mark.TUN_PROTO))
+    if "fwmark" not in rule or any(own):
         return False
     mask = int(rule.get("fwmask", "0xffffffff"), 16)
     # A test of the whole mark for a value below bit 24 fails on each packet that we mark.

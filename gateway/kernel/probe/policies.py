@@ -17,7 +17,7 @@ from typing import Any, Literal
 from gateway.kernel import mark
 from gateway.kernel.nft.render import quote
 from gateway.kernel.probe.finding import TIMEOUT, Finding, tool
-from gateway.kernel.probe.ruleset import DEEPEST, PRIORITY, TABLES, Place, Ruleset, managed, named
+from gateway.kernel.probe.ruleset import DEEPEST, PRIORITY, Place, Ruleset, managed, named, own
 
 Verdict = Literal["accept", "drop", "return"]
 VERSIONS = {"inet": ("ipv4", "ipv6"), "ip": ("ipv4",), "ip6": ("ipv6",)}
@@ -126,7 +126,7 @@ def dropping(ruleset: Ruleset) -> list[tuple[Place, Place, Passage]]:
     found = []
     wanted = list(passages(ruleset))
     for place, chain in ruleset.chains.items():
-        if place[:2] in TABLES or place[0] not in VERSIONS or "hook" not in chain or chain.get("type") == "nat":
+        if own(place) or place[0] not in VERSIONS or "hook" not in chain or chain.get("type") == "nat":
             continue
         if chain["hook"] == "prerouting" and chain.get("prio", 0) <= PRIORITY:
             continue

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.kernel.probe.finding import answer
 
-TABLES = {("inet", "gateway"), ("inet", "gateway_base")}
-"""Our own, by family and name."""
+OWN = re.compile(r"inet gateway(_base|_tun_\d+)?")
+"""Our own tables: family and name."""
 Place = tuple[str, str, str]
 """Family, table, chain."""
 PRIORITY = -151
@@ -17,6 +18,11 @@ PRIORITY = -151
 IPTABLES = {"filter", "nat", "mangle", "raw", "security"}
 DEEPEST = 16
 """Jumps that the kernel allows to follow each other (NFT_JUMP_STACK_SIZE)."""
+
+
+def own(place: Sequence[str]) -> bool:
+    """Whether a table, or what is in it, is ours; family and table come first in ``place``."""
+    return OWN.fullmatch(" ".join(place[:2])) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Ruleset:
     def foreign(self) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Rules of others."""
         for place, rules in self.rules.items():
-            if place[:2] not in TABLES:
+            if not own(place):
                 yield from ((place, rule) for rule in rules)
 
     def hooks(self, place: Place) -> Iterator[dict[str, Any]]:
@@ -89,7 +95,7 @@ def read() -> Ruleset:
 
 def standing() -> list[str]:
     """Our own tables that are there, as nft names them. Raises OSError, SubprocessError, ValueError."""
-    return [" ".join(table) for table in parse(_objects("-t", "list", "tables")).tables if table in TABLES]
+    return [" ".join(table) for table in parse(_objects("-t", "list", "tables")).tables if own(table)]
 
 
 def _objects(*words: str) -> list[dict[str, Any]]:

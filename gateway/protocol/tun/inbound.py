@@ -84,7 +84,7 @@ class Inbound:
             await sockets.start()
         if self._names is not None:
             self._names.start()
-        table = self._table = Table()
+        table = self._table = Table(self._names is not None)
         device = self._device = Device(self._options.interface_name or "tun%d")
         self.device = device.name
         netlink = self._netlink = await Netlink(self._record).__aenter__()
@@ -105,7 +105,8 @@ class Inbound:
 
     def _record(self, step: dict[str, Any]) -> None:
         """The device takes all else with it."""
-        (self._wiring.record or discard)(step) if step["kind"] == "rule" else None
+        if step["kind"] == "rule" and self._wiring.record is not None:
+            self._wiring.record(step)
 
     def _tune(self, device: str) -> None:
         """What goes with the device needs no inverse."""

@@ -18,6 +18,7 @@ from gateway.kernel import mark
 from gateway.kernel.plan import (
     Capture,
     LearnedChange,
+    Origin,
     PortRow,
     Profile,
     SourceClass,
@@ -51,7 +52,7 @@ def steering(extra: Verdict = Verdict.DIRECT) -> Steering:
     plain = tuple(PortRow(network, 0, 65535, 2) for network in ("tcp", "udp"))
     away = Profile((), (), Verdict.DIRECT, Verdict.DIRECT, False)
     # Socket class 3 is direct whatever the rules say.
-    return Steering((common, always, away), (SourceClass(rows), SourceClass(plain)), (), (), 0, ((3, 1),), 0)
+    return Steering((common, always, away), (SourceClass(rows), SourceClass(plain)), (Origin((), (), 0),), ((3, 1),), 0)
 
 
 def listen(port: int) -> None:

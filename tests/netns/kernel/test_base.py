@@ -14,7 +14,7 @@ from gateway.kernel import mark
 from gateway.kernel.nft import base
 from gateway.kernel.nft.library import Library
 from gateway.kernel.nft.writer import Writer
-from gateway.kernel.plan import Base, Capture, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
+from gateway.kernel.plan import Base, Capture, Origin, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
 from gateway.lab.lab import Lab
 from gateway.lab.topology import End, Link, Route, Topology
 from gateway.lab.topology import Host as Plan
@@ -226,7 +226,9 @@ def test_lan_to_lan_is_not_steered(house: House, kind: str, family: int) -> None
     """The rules send everything to userspace, where nobody listens, and the guard stands."""
     house.load(fail="closed")
     rows = tuple(PortRow(network, 0, 65535, 0) for network in KINDS)  # type: ignore[arg-type]
-    plan = Steering((Profile((), (), Verdict.REJECT, Verdict.REJECT, False),), (SourceClass(rows),), (), (), 0, (), 0)
+    plan = Steering(
+        (Profile((), (), Verdict.REJECT, Verdict.REJECT, False),), (SourceClass(rows),), (Origin((), (), 0),), (), 0
+    )
     writer = house.router.call(Writer)
     try:
         house.router.call(lambda: writer.apply(plan, Capture(("desk", "guest"), 7893)))

@@ -10,7 +10,7 @@ import pytest
 from gateway.kernel.nft import base
 from gateway.kernel.nft.library import Library, folder
 from gateway.kernel.nft.writer import Writer
-from gateway.kernel.plan import Base, Capture, Profile, SourceClass, Steering, Verdict
+from gateway.kernel.plan import Base, Capture, Origin, Profile, SourceClass, Steering, Verdict
 
 pytestmark = pytest.mark.root
 FILES = ("base.nft", "steer.nft", "guard.nft", "tun.nft")
@@ -72,7 +72,7 @@ def test_the_owned_table_of_an_empty_configuration(net, empty):
     writer = net.gateway.call(Writer)
     try:
         nothing = Profile((), (), Verdict.DIRECT, Verdict.DIRECT, False)
-        plan = Steering((nothing,), (SourceClass(()),), (), (), 0, (), 0)
+        plan = Steering((nothing,), (SourceClass(()),), (Origin((), (), 0),), (), 0)
         net.gateway.call(lambda: writer.apply(plan, Capture((), 7893)))
         found = listed(net)
     finally:

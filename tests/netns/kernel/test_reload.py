@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.writer import Writer
-from gateway.kernel.plan import Capture, LearnedChange, PortRow, Profile, SourceClass, Steering, Verdict
+from gateway.kernel.plan import Capture, LearnedChange, Origin, PortRow, Profile, SourceClass, Steering, Verdict
 from tests.unit.route import brute
 
 pytestmark = pytest.mark.root
@@ -25,7 +25,7 @@ def names(net) -> set[str]:
 def plain(default: Verdict, *, learned: bool = True, port: int = 65535) -> Steering:
     profile = Profile((), (), default, default, learned)
     rows = tuple(PortRow(network, 0, port, 0) for network in ("tcp", "udp"))
-    return Steering((profile,), (SourceClass(rows),), (), (), 0, (), 0)
+    return Steering((profile,), (SourceClass(rows),), (Origin((), (), 0),), (), 0)
 
 
 @pytest.fixture

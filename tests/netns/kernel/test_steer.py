@@ -12,10 +12,9 @@ import pytest
 from gateway.core.errors import KernelError
 from gateway.kernel import conntrack, mark
 from gateway.kernel.nft import base as base_table
-from gateway.kernel.nft import writer as writer_module
-from gateway.kernel.nft.library import Library
+from gateway.kernel.nft.library import Library, owners
 from gateway.kernel.nft.writer import Writer
-from gateway.kernel.plan import Base, Capture, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
+from gateway.kernel.plan import Base, Capture, Origin, PortForward, PortRow, Profile, SourceClass, Steering, Verdict
 from gateway.kernel.probe.policies import foreign_policies
 from gateway.kernel.probe.ruleset import read
 
@@ -271,7 +270,7 @@ def test_a_second_gateway_is_refused(net, owner):
     def second():
         writer = Writer()
         try:
-            writer.apply(Steering((plain,), (SourceClass(rows),), (), (), 0, (), 0), Capture(("lan0",), 1))
+            writer.apply(Steering((plain,), (SourceClass(rows),), (Origin((), (), 0),), (), 0), Capture(("lan0",), 1))
         finally:
             writer.close()
 
@@ -572,7 +571,7 @@ def test_whether_the_kernel_knows_owners_is_asked(net):
         def run(self, text, *, check=False):
             raise KernelError("nft", errno.EPERM)
 
-    found = [net.gateway.call(lambda kind=kind: writer_module._owners(kind())) for kind in (Library, Old, Broken)]
+    found = [net.gateway.call(lambda kind=kind: owners(kind())) for kind in (Library, Old, Broken)]
     assert found == [True, False, True]
 
 

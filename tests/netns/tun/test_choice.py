@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from gateway.lab.process import User
 from gateway.lab.stage import poll
 
-from .rig import CLIENT, GUEST, MAC, MODES, NEAR, SITES, TUN, Ours, Rig, config
+from .rig import CLIENT, GUEST, MAC, MARKED, MODES, NEAR, OWN, SITES, TUN, Ours, Rig, config
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("tun")]
 
@@ -83,6 +84,26 @@ def test_route_address_and_its_exceptions(rig: Rig, mode: str) -> None:
                 assert carried(rig, place, site) == TAKEN
             for site in (OTHER4, OTHER6):
                 assert carried(rig, place, site) == LEFT
+
+
+@BOTH
+def test_all_but_some_leaves_the_lan_its_answers(rig: Rig, mode: str) -> None:
+    """What is left of everything is many routes, and each is longer than none: the host's own networks come first."""
+    with rig.ours(MODES[mode] | {"route_exclude_address": [f"{OTHER4}/32", f"{OTHER6}/128"]}):
+        for site, other, near in ((SITE4, OTHER4, NEAR[0]), (SITE6, OTHER6, NEAR[1])):
+            assert carried(rig, "client", site) == TAKEN
+            assert carried(rig, "client", other) == LEFT
+            assert carried(rig, "client", near) == LEFT
+        with (
+            rig.gateway.socket(socket.AF_INET, socket.SOCK_DGRAM) as near,
+            rig.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as far,
+        ):
+            near.bind(("0.0.0.0", 5454))
+            for sock in (near, far):
+                sock.settimeout(5)
+            far.sendto(b"?", ("192.168.7.1", 5454))
+            near.sendto(b"!", near.recvfrom(10)[1])
+            assert far.recvfrom(10) == (b"!", ("192.168.7.1", 5454))
 
 
 @BOTH
@@ -161,6 +182,36 @@ def test_port_53(rig: Rig, mode: str) -> None:
                     words = ["dig", f"@{server}", "+short", "+tries=1", "+time=5", *more, "a.example", "A"]
                     assert host.run(words).out.split() == ["192.0.2.7"], (server, host.name, more)
         assert rig.ask(rig.client, "udp", SITE4, 7777)
+
+
+def test_marks_of_auto_redirect(rig: Rig) -> None:
+    """A socket that somebody else has marked goes past; ours carry the mark too, beside what is the gateway's own."""
+    marks = {"auto_redirect_input_mark": "0x3033", "auto_redirect_output_mark": 0x3034}
+    ask = f"""
+import socket, sys
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(sys.argv[1]))
+sock.settimeout(5)
+sock.connect(("{SITE4}", 80))
+sock.send(b"?")
+print(sock.recv(100).decode())
+"""
+    count = (
+        "table inet marks { chain c { type filter hook output priority 0; meta mark & 0xffffff == 0x3034 counter; }; }"
+    )
+    with rig.ours({"auto_redirect": True} | marks):
+        rules = rig.state()["rules4"] if "fwmark 0x3033 lookup 2022" in rig.state()["rules4"] else ""
+        assert "fwmark 0x3034 goto" in rules
+        for number, seen in ((0, MARKED[4]), (0x3034, OWN[4]), (0x2024, MARKED[4])):
+            found = rig.gateway.run([sys.executable, "-c", ask, str(number)], check=True).out.strip()
+            assert found == seen, hex(number)
+        assert rig.carried(rig.client, "icmp", SITE4)
+        rig.gateway.run(["nft", "-f", "-"], stdin=count.encode(), check=True)
+        try:
+            assert rig.carried(rig.client, "tcp", SITE4)
+            assert "counter packets 0" not in rig.nft("list", "table", "inet", "marks")
+        finally:
+            rig.gateway.run(["nft", "delete", "table", "inet", "marks"], check=True)
 
 
 def test_a_device_without_routes(rig: Rig) -> None:

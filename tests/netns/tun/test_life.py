@@ -84,10 +84,26 @@ def test_reload_keeps_what_did_not_change(rig: Rig, mode: str) -> None:
         ours.value["inbounds"][0]["mtu"] = 1400
         assert "applied" in ours.reload()
         assert index(rig) != device
+        assert "mtu 1400 " in rig.state()["links"]
         assert rig.carried(rig.client, "tcp", SITE4)
         ours.value["inbounds"] = []
         assert "applied" in ours.reload()
         assert not rig.carried(rig.client, "tcp", SITE4)
+
+
+@BOTH
+def test_a_strict_reverse_path(rig: Rig, mode: str) -> None:
+    """What comes out of the device has the addresses of others; the host's own setting stays."""
+    name = "net.ipv4.conf.all.rp_filter"
+    rig.gateway.run(["sysctl", "-qw", f"{name}=1"], check=True)
+    try:
+        with rig.ours(MODES[mode]):
+            for host in (rig.client, rig.gateway):
+                for kind in ("tcp", "udp", "icmp"):
+                    assert rig.carried(host, kind, SITE4), (host.name, kind)
+            assert rig.gateway.run(["sysctl", "-n", name]).out.strip() == "1"
+    finally:
+        rig.gateway.run(["sysctl", "-qw", f"{name}=0"], check=True)
 
 
 def test_what_a_reload_cannot_do_it_says(rig: Rig) -> None:
