@@ -296,6 +296,12 @@ def test_what_sing_box_does_is_printed(sing_box: tuple[Lab, str, Any], dice: ran
             kills.append(kill(phase, delay, begin, ready, lambda it: it.signal(signal.SIGHUP)))
     print(f"{few} kills of sing-box {peers.SING_BOX}, a dial each 5 ms; "
           f"of two running direct connections {broken} ended with it")  # fmt: skip
-    print(table(report("sing-box", dials.made, kills)))
+    print(
+        table(report("sing-box", dials.made, kills, lambda made: (made.said in USERSPACE) != ("proxied" in made.name)))
+    )
+    dead = [
+        one for kill in kills if kill.phase == "traffic" for one in between(dials.made, kill.killed + GRACE, kill.ended)
+    ]
+    print("dead:", {target.name: sorted({one.said for one in dead if one.name == target.name}) for target in TARGETS})
     assert len(kills) == few
     assert figures(dials.made).answered, "it carried something"
