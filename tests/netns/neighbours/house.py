@@ -130,7 +130,8 @@ def topology() -> Topology:
         (
             Link(End("client", "eth0"), End("gateway", "lan0")),
             Link(End("desk", "eth0"), End("gateway", "lan1")),
-            Link(End("guest", "eth0"), End("gateway", "guest0")),
+            # A bridge has the lowest address of its ports: that of the LAN stays when the guest moves in.
+            Link(End("guest", "eth0"), End("gateway", "guest0", mac="fe:ff:ff:ff:ff:01")),
             Link(End("gateway", "wan0"), End("server", "eth0")),
             Link(End("gateway", "wan1"), End("server", "eth1")),
         ),

@@ -8,7 +8,7 @@ import pytest
 
 from .house import CLIENT, DESK, FAMILIES, KINDS, PROXIED, House, printed
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("settings")]
 BRIDGED = "net/bridge/bridge-nf-call-{}"
 
 

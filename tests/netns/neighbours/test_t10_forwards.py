@@ -29,7 +29,7 @@ from .house import (
 )
 from .neighbour import Neighbour
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t10_forwards")]
 Beside = tuple[House, Neighbour]
 
 

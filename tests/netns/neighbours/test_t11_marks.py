@@ -10,7 +10,7 @@ from gateway.kernel import mark
 
 from .house import CLIENT, DIRECT, FAMILIES, KINDS, PROXIED, SERVER1, SITE, TPROXY, WAN, WAN1, House
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t11_marks")]
 OTHERS = {"mwan3": 0x3F00, "tailscale": 0xFF0000, "both": 0xFF3F00}
 
 # It marks first, and looks at every later hook whether its bits are there as it left them.

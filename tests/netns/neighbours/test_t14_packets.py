@@ -15,7 +15,7 @@ from gateway.lab.stage import poll
 
 from .house import CLIENT, DIRECT, FAMILIES, KINDS, PROXIED, SITE, WAN, House
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t14_packets")]
 PLACES = {"direct": DIRECT, "proxied": PROXIED}
 IP_OPTIONS, IPV6_HOPOPTS, IPV6_DSTOPTS = 4, 54, 59
 IPPROTO_MPTCP = 262

@@ -7,7 +7,7 @@ import pytest
 from .house import CLIENT, DIRECT, GUEST6, KINDS, LAN, PROXIED, SERVER, THEIRS, WAN, House
 from .neighbour import EVERY
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t19_guests")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from gateway.lab.stage import poll
 
 from .house import CLIENT, DIRECT, FAMILIES, FORWARD, KINDS, OPEN, PROXIED, SERVER, WAN, House
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t19_interfaces")]
 
 
 def rules(house: House) -> str:

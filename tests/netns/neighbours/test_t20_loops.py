@@ -14,7 +14,7 @@ from gateway.lab.stage import poll
 
 from .house import CLIENT, FAMILIES, KINDS, LAN, MIXED, PROXIED, SERVER, SITE, SOCKS, TPROXY, WAN, House
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t20_loops")]
 FEW = 12
 """Entries that one attempt may leave: a circle would make them by the hundred."""
 

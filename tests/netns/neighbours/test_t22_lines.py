@@ -16,7 +16,7 @@ from gateway.lab.stage import poll
 from .house import CLIENT, DESK, DIRECT, FAMILIES, FORWARD, KINDS, PROXIED, SERVER, WAN, House, printed
 from .neighbour import EVERY, Neighbour
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t22_lines")]
 NAMED = {one.name: one for one in EVERY}
 BEGINNINGS = {"docker": ("iptables ", "ip6tables "), "firewalld": ("nft ",)}
 """How the neighbour's lines in docs/neighbours.md begin."""

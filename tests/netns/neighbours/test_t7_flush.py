@@ -15,7 +15,7 @@ from gateway.lab.stage import poll
 from .house import CLIENT, DIRECT, FAMILIES, FORWARD, KINDS, PROXIED, SERVER, SITE, WAN, House
 from .neighbour import EVERY
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("neighbours")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t7_flush")]
 BASE = ("list", "table", "inet", "gateway_base")
 AWAY = (
     "nft flush ruleset",
