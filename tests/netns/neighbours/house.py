@@ -254,9 +254,12 @@ class House(Whole):
     def ask(self, kind: str, host: Host, address: str, port: int = SITE, timeout: float = 5) -> str:
         """Who answers, and whom it saw; "" where nobody does. Asked twice by UDP: the first packet may be lost where
         a neighbour is not resolved yet."""
-        with contextlib.suppress(OSError), self.open(kind, host, address, port, timeout) as sock:
-            sock.send(b"?")
-            return " ".join(sock.recv(200).decode().split()[:2])
+        tries = 2 if kind == "udp" else 1
+        with contextlib.suppress(OSError), self.open(kind, host, address, port, timeout / tries) as sock:
+            for _ in range(tries):
+                sock.send(b"?")
+                with contextlib.suppress(TimeoutError):
+                    return " ".join(sock.recv(200).decode().split()[:2])
         return ""
 
     def far(self, kind: str, address: str, port: int = SITE, timeout: float = 5) -> str:

@@ -20,6 +20,10 @@ def rules(house: House) -> str:
 
 @pytest.fixture
 def unedited(alone: House) -> Iterator[House]:
+    # A flap costs IPv6 its addresses, which the gateway gives back: not all of the test before may have waited for it.
+    for kind in KINDS:
+        for family in FAMILIES:
+            poll(lambda kind=kind, family=family: works(alone, kind, family), f"{kind} over IPv{family}")  # type: ignore[misc]
     before = rules(alone)
     yield alone
     assert rules(alone) == before
@@ -36,11 +40,10 @@ def works(house: House, kind: str, family: int) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["br-lan", "wan0"])
 def test_t19_an_interface_flaps(unedited: House, name: str, kind: str, family: int) -> None:
+    """The kernel drops its routes and, of IPv6, its addresses."""
     house = unedited
-    assert works(house, kind, family)
-    house.lines(f"ip link set {name} down")
-    assert not works(house, kind, family)
-    house.lines(f"ip link set {name} up")
+    # In one: the gateway itself sets up what it finds down.
+    house.lines(f"ip link set {name} down; ip link set {name} up")
     poll(lambda: works(house, kind, family), f"{name} is up, and {kind} over IPv{family} does not work again")
 
 
