@@ -312,14 +312,22 @@ def test_what_others_lead_into_the_device_is_turned_round(rig: Rig) -> None:
         rig.gateway.run(["nft", "delete", "table", "ip", "others"], check=True)
 
 
-def test_a_running_flow_is_not_seized(rig: Rig) -> None:
-    """What began before us goes on as it began."""
-    with rig.connect(rig.client, SITE4, 7777) as before, rig.connect(rig.gateway, SITE4, 7777) as local:
-        for sock in (before, local):
-            sock.sendall(b"?")
-        assert before.recv(100).decode() == CLIENT[4]
-        with rig.ours({}):
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_running_flow_is_not_seized(rig: Rig, tracked: bool) -> None:
+    """What began before us goes on as it began, whether the kernel has tracked it or not."""
+    track = "table inet track { chain c { type filter hook prerouting priority 0; ct state new counter; }; }"
+    if tracked:
+        rig.gateway.run(["nft", "-f", "-"], stdin=track.encode(), check=True)
+    try:
+        with rig.connect(rig.client, SITE4, 7777) as before, rig.connect(rig.gateway, SITE4, 7777) as local:
             for sock in (before, local):
                 sock.sendall(b"?")
             assert before.recv(100).decode() == CLIENT[4]
-            assert rig.carried(rig.client, "tcp", SITE4)
+            with rig.ours({}):
+                for sock in (before, local):
+                    sock.sendall(b"?")
+                assert before.recv(100).decode() == CLIENT[4]
+                assert rig.carried(rig.client, "tcp", SITE4)
+    finally:
+        if tracked:
+            rig.gateway.run(["nft", "delete", "table", "inet", "track"], check=True)

@@ -160,6 +160,15 @@ def test_beside_a_gateway(rig: Rig, mode: str) -> None:
                     assert rig.ask(host, kind, site), (host.name, kind, site)
                     assert (":80 to direct" in ours.told()[before:]) == (host is rig.guest), "else the kernel's"
         assert rig.ping(rig.client, SITE4) != "?"
+        if mode == "redirect":
+            # Of this host, to a network behind its LAN: not steered, and so the tun's.
+            rig.client.run(["ip", "address", "add", "198.18.5.5/32", "dev", "lo"], check=True)
+            rig.gateway.run(["ip", "route", "add", "198.18.5.5", "via", CLIENT[4]], check=True)
+            assert rig.ask(rig.gateway, "tcp", "198.18.5.5", 9) == "", "nobody listens there"
+            (line,) = [line for line in ours.told().splitlines() if "198.18.5.5:9" in line]
+            assert " tun-in: " in line
+            rig.client.run(["ip", "address", "del", "198.18.5.5/32", "dev", "lo"], check=True)
+            rig.gateway.run(["ip", "route", "del", "198.18.5.5"], check=True)
         for server in (OTHER4, "192.168.7.1"):
             words = ["dig", f"@{server}", "+short", "+tries=1", "+time=5", "a.example", "A"]
             assert rig.client.run(words).out.split() == ["192.0.2.7"]
