@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -38,27 +37,23 @@ PLANS: Mapping[str, ProcessPlan | None] = {
 Taken = dict[str, list[float]]
 
 
-def measure() -> dict[str, float]:
-    """Print ns a flow of each side, and what each costs more than the first; returns the medians. Needs root."""
+def taken() -> Taken:
+    """ns a flow of each side, a round each. Needs root."""
     with Lab(Topology("hook", (Host("router", addresses={"lo": ()}),), ())) as lab:
         host = lab.host("router")
-        taken: Taken = host.run(
+        found: Taken = host.run(
             [sys.executable, "-m", "tests.bench.hook", str(host.group)], cwd=ROOT, check=True, timeout=300
-        ).json()  # fmt: skip
-    found = {side: statistics.median(values) for side, values in taken.items()}
-    for side, value in found.items():
-        runs = " ".join(f"{one:.0f}" for one in sorted(taken[side]))
-        print(f"{side:26} {value:7.0f} ns  {value - found[OFF]:+6.0f}   {runs}")
+        ).json()
     return found
 
 
 def inside(group: Path) -> Taken:
     """On the host of the lab, below ``group``."""
-    taken: Taken = {side: [] for side in PLANS}
+    found: Taken = {side: [] for side in PLANS}
     for turn in range(ROUNDS):
         for side in PLANS if turn % 2 == 0 else reversed(PLANS):
-            taken[side].append(once(group, PLANS[side]))
-    return taken
+            found[side].append(once(group, PLANS[side]))
+    return found
 
 
 def once(group: Path, plan: ProcessPlan | None) -> float:
@@ -87,7 +82,4 @@ def attempt() -> float:
 if __name__ == "__main__":
     if os.geteuid():
         sys.exit("needs root")
-    if sys.argv[1:]:
-        print(json.dumps(inside(Path(sys.argv[1]))))
-    else:
-        measure()
+    print(json.dumps(inside(Path(sys.argv[1])) if sys.argv[1:] else taken()))

@@ -65,7 +65,7 @@ def learned(bench: Bench, made: Rig) -> None:
 
 def hooked(bench: Bench) -> None:
     """Nanoseconds of socket(2) and connect(2): the row says what is added in its name."""
-    taken = hook.measure()
+    taken = hook.taken()
     for plan in taken:
         if plan != hook.OFF:
             bench.row(f"hook {plan}", taken[plan], taken[hook.OFF], peer_name=hook.OFF, unit="ns", less=True,
