@@ -78,16 +78,15 @@ def up(args: argparse.Namespace) -> int:
 def describe(name: str, seed: int, folder: Path, drawn: home.Home) -> str:
     """What a person needs to know to use the lab."""
     rows = [f"  {site.host:9} {site.ipv4:15} {site.ipv6:22} {' '.join(site.names)}" for site in drawn.sites]
-    others = [
-        f"  {site.host:9} {site.ipv4:15} {site.ipv6}" for site in (drawn.lan1, drawn.lan2, drawn.resolver, drawn.vps)
-    ]
+    others = [f"  {site.host:9} {site.ipv4:15} {site.ipv6}" for site in (*drawn.inside, drawn.resolver, drawn.vps)]
     return "\n".join(
         [
             f"lab {name} is up (seed {seed}); its files are in {folder}",
             "",
-            "  lan1 ─┐",
-            "        ├─ [lan] router [wan] ── isp ── site1 ... resolver, vps",
-            "  lan2 ─┘",
+            "  lan1 ──┐",
+            "  lan2 ──┼─ [lan] router [wan] ── isp ── site1 ... resolver, vps",
+            "  lan3 ──┤",
+            "  inner ─┘  the router of guest",
             "",
             *rows,
             *others,

@@ -2,13 +2,17 @@
 
 ::
 
-    lan1 ─┐                                    ┌─ site1 ... site5   HTTP, HTTPS, HTTP/3, UDP echo, banner
-          ├─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server
-    lan2 ─┘                        DHCP, DNS   └─ vps               Shadowsocks (libev) and Shadowsocks 2022 (Xray)
+    lan1 ──┐                                    ┌─ site1 ... site5   HTTP, HTTPS, HTTP/3, UDP echo, banner
+    lan2 ──┼─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server
+    lan3 ──┤                        DHCP, DNS   └─ vps               Shadowsocks (libev) and Shadowsocks 2022 (Xray)
+    inner ─┘
+      └─ guest
 
 The lab gives addresses to everything but the router: those are the gateway's work. :func:`draw` draws names, addresses
-and secrets, all of documentation ranges (RFC 5737, RFC 3849, RFC 2606) but the LAN's own; :func:`topology` makes the
-laboratory of them. IPv6 is routed: the isp sends ``lan6`` (a /64) to ``router6`` on the WAN.
+and secrets, all of documentation ranges (RFC 5737, RFC 3849, RFC 2606) but those of the LAN and of what is behind
+inner; :func:`topology` makes the laboratory of them. IPv6 is routed: the isp sends ``lan6`` (a /64) to ``router6`` on
+the WAN. ``inner`` forwards for ``guest``, of whose network nobody else knows: no answer finds the way back unless
+inner dials in its own name. A second cable from the isp can be plugged in later (:func:`second_link`).
 """
 
 from __future__ import annotations
@@ -19,14 +23,17 @@ import ipaddress
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.lab.certificate import authority
 from gateway.lab.topology import Bridge, End, Host, Link, Listener, Route, Service, Topology
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeio"]
 SITE_PORTS = {"http": 80, "https": 443, "udp": 7, "quic": 443, "banner": 22}
+LAN = ("lan1", "lan2", "lan3", "inner")
 SHADOWSOCKS_PORT, SHADOWSOCKS_2022_PORT = 8388, 8389
+SECOND = ("192.0.2.8", "192.0.2.9")
+"""Ends of the second cable, router and isp: a /31 out of the WAN's network (RFC 3021)."""
 SHADOWSOCKS_METHOD, SHADOWSOCKS_2022_METHOD = "aes-128-gcm", "2022-blake3-aes-128-gcm"
 
 
@@ -46,7 +53,8 @@ class Home:
 
     ``lan4``/``lan6`` are the LAN's networks, ``router_lan4``/``router_lan6`` the gateway's addresses in them,
     ``router_wan6`` its static IPv6 on the WAN with ``isp6`` as next hop; IPv4 on the WAN comes by DHCP out of
-    ``pool``, with ``isp4`` as router and name server. the last site has two names for its one pair of addresses.
+    ``pool``, with ``isp4`` as router and name server. The last site has two names for its one pair of addresses.
+    ``inner_guest4``/``inner_guest6`` are inner's addresses towards guest, ``second6`` the second cable's IPv6 ends.
     """
 
     lan4: str
@@ -55,18 +63,30 @@ class Home:
     router_lan6: str
     lan1: Site
     lan2: Site
+    lan3: Site
+    lan3_mac: str
+    inner: Site
+    guest: Site
+    inner_guest4: str
+    inner_guest6: str
     wan4: str
     wan6: str
     isp4: str
     isp6: str
     pool: tuple[str, str]
     router_wan6: str
+    second6: tuple[str, str]
     sites: tuple[Site, ...]
     resolver: Site
     vps: Site
     shadowsocks_password: str
     shadowsocks_2022_password: str
     wan_mac: str
+
+    @property
+    def inside(self) -> tuple[Site, ...]:
+        """The hosts of the LAN and what is behind them."""
+        return self.lan1, self.lan2, self.lan3, self.inner, self.guest
 
     @property
     def records(self) -> Mapping[str, tuple[str, str]]:
@@ -80,7 +100,8 @@ def draw(chance: random.Random, sites: int = 5) -> Home:
     def word() -> str:
         return "".join(chance.choice(SYLLABLES) for _ in range(3)) + str(chance.randrange(10, 100))
 
-    lan = f"192.168.{chance.randrange(10, 250)}"
+    third = chance.randrange(10, 250)
+    lan, behind = f"192.168.{third}", f"192.168.{third + 1}"
     block = f"2001:db8:{chance.randrange(0x1000, 0xFFFF):x}"
     low, high = chance.sample(range(2, 250), sites + 2), chance.sample(range(0x100, 0xFFFF), sites + 2)
     # Half of the internet is in each of two ranges.
@@ -97,12 +118,19 @@ def draw(chance: random.Random, sites: int = 5) -> Home:
         router_lan6=f"{block}:a::1",
         lan1=Site("lan1", f"{lan}.{chance.randrange(10, 50)}", f"{block}:a::{chance.randrange(0x10, 0x50):x}"),
         lan2=Site("lan2", f"{lan}.{chance.randrange(50, 90)}", f"{block}:a::{chance.randrange(0x50, 0x90):x}"),
+        lan3=Site("lan3", f"{lan}.{chance.randrange(90, 95)}", f"{block}:a::{chance.randrange(0x90, 0x95):x}"),
+        lan3_mac="02:" + ":".join(f"{byte:02x}" for byte in chance.randbytes(5)),
+        inner=Site("inner", f"{lan}.{chance.randrange(95, 100)}", f"{block}:a::{chance.randrange(0x95, 0x100):x}"),
+        guest=Site("guest", f"{behind}.{chance.randrange(10, 250)}", f"{block}:b::{chance.randrange(0x10, 0xFFFF):x}"),
+        inner_guest4=f"{behind}.1",
+        inner_guest6=f"{block}:b::1",
         wan4="192.0.2.0/24",
         wan6=f"{block}:e::/64",
         isp4="192.0.2.1",
         isp6=f"{block}:e::1",
         pool=("192.0.2.100", "192.0.2.199"),
         router_wan6=f"{block}:e::{chance.randrange(0x10, 0xFFFF):x}",
+        second6=(f"{block}:d::1", f"{block}:d::2"),
         sites=made[:sites],
         resolver=made[sites],
         vps=made[sites + 1],
@@ -130,20 +158,24 @@ def topology(
     names, addresses = [*home.records], [text for site in every for text in (site.ipv4, site.ipv6)]
     ports = tuple(f"to-{site.host}" for site in every)
     links = [Link(End("isp", f"to-{site.host}"), End(site.host, "eth0")) for site in every]
-    links += [Link(End("router", f"to-{name}"), End(name, "eth0")) for name in ("lan1", "lan2")]
+    macs = {"lan3": home.lan3_mac}
+    links += [Link(End("router", f"to-{name}"), End(name, "eth0", macs.get(name, ""))) for name in LAN]
+    links.append(Link(End("inner", "guests"), End("guest", "eth0")))
     if uplink:
         links.append(uplink_link(home))
     hosts = [
         Host(
             "router",
-            bridges=(Bridge("lan", ("to-lan1", "to-lan2")),),
+            bridges=(Bridge("lan", tuple(f"to-{name}" for name in LAN)),),
             # As on a machine without br_netfilter: else tproxy would see the LAN's packets inside the bridge.
             sysctls={"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-ip6tables": "0"},
             # Until the gateway runs, a router has no resolver but its own.
             nameservers=("127.0.0.1",),
         ),
         _isp(home, ports),
-        *(_lan_host(home, site) for site in (home.lan1, home.lan2)),
+        *(_lan_host(home, site) for site in (home.lan1, home.lan2, home.lan3)),
+        _inner(home),
+        _guest(home),
         *(_internet_host(home, site) for site in every),
     ]
     services = [
@@ -163,6 +195,11 @@ def uplink_link(home: Home) -> Link:
     return Link(End("router", "wan", mac=home.wan_mac), End("isp", "wan"))
 
 
+def second_link(home: Home) -> Link:
+    """Another cable between them. Its end at the isp gets its addresses, the router's is left alone."""
+    return Link(End("router", "wan2"), End("isp", "wan2"))
+
+
 def _length(network: str) -> str:
     return "/" + network.partition("/")[2]
 
@@ -175,6 +212,7 @@ def _isp(home: Home, ports: tuple[str, ...]) -> Host:
         addresses={
             "net": ("198.51.100.1/24", "203.0.113.1/24", f"{inside}/64"),
             "wan": (home.isp4 + _length(home.wan4), home.isp6 + _length(home.wan6)),
+            "wan2": (f"{SECOND[1]}/31", f"{home.second6[1]}/64"),
         },
         routes=(Route(home.lan6, home.router_wan6, "wan"),),
         sysctls={"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"},
@@ -199,6 +237,24 @@ def _lan_host(home: Home, site: Site) -> Host:
         addresses={"eth0": (site.ipv4 + _length(home.lan4), site.ipv6 + _length(home.lan6))},
         routes=(Route("default", home.router_lan4), Route("default6", home.router_lan6)),
         nameservers=(home.router_lan4,),
+    )
+
+
+def _inner(home: Home) -> Host:
+    """A host of the LAN, and the router of the guest."""
+    plan = _lan_host(home, home.inner)
+    addresses = {**plan.addresses, "guests": (f"{home.inner_guest4}/24", f"{home.inner_guest6}/64")}
+    return replace(plan, addresses=addresses, sysctls={"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
+
+
+def _guest(home: Home) -> Host:
+    return Host(
+        "guest",
+        addresses={"eth0": (f"{home.guest.ipv4}/24", f"{home.guest.ipv6}/64")},
+        routes=(Route("default", home.inner_guest4), Route("default6", home.inner_guest6)),
+        # Root may have echo sockets (icmp(7)).
+        sysctls={"ipv4/ping_group_range": "0 0"},
+        nameservers=(home.resolver.ipv4,),
     )
 
 
