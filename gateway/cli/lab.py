@@ -16,7 +16,7 @@ from gateway.lab import peer, state
 from gateway.lab.host import PATHS
 from gateway.lab.lab import Lab, attach
 from gateway.lab.process import ENTER
-from gateway.lab.scenario import home
+from gateway.lab.scenario import home, services
 from gateway.lab.topology import Host, Topology
 
 NAME = "lab"
@@ -93,8 +93,9 @@ def describe(name: str, seed: int, folder: Path, drawn: home.Home) -> str:
             "",
             f"  router: interface wan takes DHCP, IPv6 {drawn.router_wan6}/64 via {drawn.isp6};",
             f"          interface lan wants {drawn.router_lan4}/24 and {drawn.router_lan6}/64",
-            f"  vps:    {home.SHADOWSOCKS_METHOD} on {home.SHADOWSOCKS_PORT}, password {drawn.shadowsocks_password}",
-            f"          {home.SHADOWSOCKS_2022_METHOD} on {home.SHADOWSOCKS_2022_PORT}, password "
+            f"  vps:    {services.SHADOWSOCKS_METHOD} on {services.SHADOWSOCKS_PORT}, password "
+            f"{drawn.shadowsocks_password}",
+            f"          {services.SHADOWSOCKS_2022_METHOD} on {services.SHADOWSOCKS_2022_PORT}, password "
             f"{drawn.shadowsocks_2022_password}",
             f"  cgroup of the router, for gateway.kernel.cgroup: {state.load(name).group}/router",
             "",

@@ -59,8 +59,12 @@ def lease(stage: Stage) -> str:
     found = [info for row in rows for info in row.get("addr_info", ()) if info["local"] == stage.wan4]
     expect(found, f"{stage.wan4} is not on the uplink")
     expect(0 < found[0]["valid_life_time"] <= 120, f"lifetime {found[0]['valid_life_time']} s, the lease has 120 s")
-    route = stage.lab.host("router").run(["ip", "-4", "route", "show", "default"]).out
-    expect(f"via {stage.home.isp4} dev wan" in route, f"default route: {route or 'none'}")
+
+    def routed() -> bool:  # it comes after the address
+        route = stage.lab.host("router").run(["ip", "-4", "route", "show", "default"]).out
+        return f"via {stage.home.isp4} dev wan" in route
+
+    poll(routed, f"no default route by {stage.home.isp4}", 5)
     return f"{stage.wan4} from {stage.home.isp4}, {found[0]['valid_life_time']} s left"
 
 
