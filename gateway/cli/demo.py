@@ -22,6 +22,12 @@ SABOTAGES = {
     "no-gateway": "the gateway is not started",
     "open-wan": "the firewall is left out",
     "no-bpf": "the process programs cannot be attached; userspace must look owners up",
+    "kernel-off": "the kernel decides nothing, all goes through userspace",
+    "private-mac": "a device has another hardware address than the rule",
+    "tcp-forward": "the port of a UDP service is forwarded for TCP",
+    "fails-open": "`fail` is `open` all the time",
+    "whole-marks": "a neighbour overwrites the whole mark of packets",
+    "no-auto-route": "the tun inbound of the second router has no routes",
     "all-direct": "no rule is left",
     "all-proxied": "no rule is left, and what is left goes through the proxy",
     "no-dns-capture": "the LAN's name queries pass",
@@ -31,7 +37,9 @@ SABOTAGES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--seed", type=int, help="draw the same names and addresses again")
-    parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="break one thing, to see which checks notice")
+    cases = "; ".join(f"{name}: {what}" for name, what in SABOTAGES.items())
+    told = f"break one thing, to see which checks notice. {cases}"
+    parser.add_argument("--sabotage", choices=SABOTAGES, metavar="CASE", default="", help=told)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -82,8 +90,7 @@ def play(stage: Stage) -> dict[str, Any]:
                 "lease": {"address": stage.wan4, "server": drawn.isp4, "mac": drawn.wan_mac},
                 "checks": checks,
                 "hosts": {
-                    site.host: [site.ipv4, site.ipv6, *site.names]
-                    for site in (drawn.lan1, drawn.lan2, *drawn.sites, drawn.vps)
+                    site.host: [site.ipv4, site.ipv6, *site.names] for site in (*drawn.inside, *drawn.sites, drawn.vps)
                 },
             }
         finally:
@@ -110,10 +117,12 @@ WAYS = {
 def network(report: dict[str, Any]) -> list[str]:
     hosts, wan = report["hosts"], report["lease"]["address"] or "no lease"
     left = [""] * 7
-    left[2] = f"lan1 {hosts['lan1'][0]:15} ─┐"
+    left[1] = f"lan1  {hosts['lan1'][0]:14} ─┐"
+    left[2] = f"lan2  {hosts['lan2'][0]:14} ─┤"
     left[3] = " " * 22 + f"├─ router {wan} ── isp ─"
-    left[4] = f"lan2 {hosts['lan2'][0]:15} ─┘   IPv4 masqueraded"
-    left[5] = " " * 26 + "IPv6 routed"
+    left[4] = f"lan3  {hosts['lan3'][0]:14} ─┤  IPv4 masqueraded"
+    left[5] = f"inner {hosts['inner'][0]:14} ─┘  IPv6 routed"
+    left[6] = f"  └─ guest {hosts['guest'][0]}"
     right = [f"{name} {hosts[name][0]:15} {way}" for name, way in WAYS.items()]
     right.append(f"vps   {hosts['vps'][0]:15} the proxy server")
     last = len(right) - 1

@@ -16,7 +16,7 @@ from gateway.lab import peer, state
 from gateway.lab.host import PATHS
 from gateway.lab.lab import Lab, attach
 from gateway.lab.process import ENTER
-from gateway.lab.scenario import home
+from gateway.lab.scenario import home, services
 from gateway.lab.topology import Host, Topology
 
 NAME = "lab"
@@ -78,24 +78,24 @@ def up(args: argparse.Namespace) -> int:
 def describe(name: str, seed: int, folder: Path, drawn: home.Home) -> str:
     """What a person needs to know to use the lab."""
     rows = [f"  {site.host:9} {site.ipv4:15} {site.ipv6:22} {' '.join(site.names)}" for site in drawn.sites]
-    others = [
-        f"  {site.host:9} {site.ipv4:15} {site.ipv6}" for site in (drawn.lan1, drawn.lan2, drawn.resolver, drawn.vps)
-    ]
+    others = [f"  {site.host:9} {site.ipv4:15} {site.ipv6}" for site in (*drawn.inside, drawn.resolver, drawn.vps)]
     return "\n".join(
         [
             f"lab {name} is up (seed {seed}); its files are in {folder}",
             "",
-            "  lan1 ─┐",
-            "        ├─ [lan] router [wan] ── isp ── site1 ... resolver, vps",
-            "  lan2 ─┘",
+            "  lan1 ──┐",
+            "  lan2 ──┼─ [lan] router [wan] ── isp ── site1 ... resolver, vps",
+            "  lan3 ──┤",
+            "  inner ─┘  the router of guest",
             "",
             *rows,
             *others,
             "",
             f"  router: interface wan takes DHCP, IPv6 {drawn.router_wan6}/64 via {drawn.isp6};",
             f"          interface lan wants {drawn.router_lan4}/24 and {drawn.router_lan6}/64",
-            f"  vps:    {home.SHADOWSOCKS_METHOD} on {home.SHADOWSOCKS_PORT}, password {drawn.shadowsocks_password}",
-            f"          {home.SHADOWSOCKS_2022_METHOD} on {home.SHADOWSOCKS_2022_PORT}, password "
+            f"  vps:    {services.SHADOWSOCKS_METHOD} on {services.SHADOWSOCKS_PORT}, password "
+            f"{drawn.shadowsocks_password}",
+            f"          {services.SHADOWSOCKS_2022_METHOD} on {services.SHADOWSOCKS_2022_PORT}, password "
             f"{drawn.shadowsocks_2022_password}",
             f"  cgroup of the router, for gateway.kernel.cgroup: {state.load(name).group}/router",
             "",

@@ -6,62 +6,36 @@ A check asks the gateway for nothing but its prediction. It returns one line for
 from __future__ import annotations
 
 import json
-import pwd
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
-from gateway.lab.faults import kill9_fails_open, reload_keeps_flows
+from gateway.kernel import mark
+from gateway.lab.beside import foreign_marks_kept, tun_lan_wide
+from gateway.lab.faults import fails_closed, kill9_fails_open, reload_keeps_flows
 from gateway.lab.forecast import ROUTED, CheckError, expect
 from gateway.lab.observe import (
+    NOBODY,
     addresses6,
-    answering,
     http3,
     kernel_only,
     opened,
     proxied,
+    tracked_mark,
     udp,
     visit,
-    wan_addresses,
 )
-from gateway.lab.process import User
-from gateway.lab.stage import FORWARDED, USER, Stage, poll
+from gateway.lab.own import (
+    proxied_by_cgroup,
+    proxied_by_exact_path,
+    proxied_by_group,
+    proxied_by_process,
+    proxied_by_user,
+)
+from gateway.lab.stage import FORWARDED, FORWARDED_UDP, Stage
+from gateway.lab.wan import late_uplink, lease, renew, wan_closed
 
 Check = Callable[[Stage], str]
-
-
-def late_uplink(stage: Stage) -> str:
-    """The gateway runs before its uplink exists."""
-    expect(stage.gateway is not None, "no gateway runs")
-    expect(not stage.lease(), "a lease before there is a cable")
-    stage.plug()
-    stage.wan4 = poll(stage.lease, "no lease after the interface appeared")
-    poll(lambda: stage.wan4 in wan_addresses(stage), f"{stage.wan4} is not on the uplink")
-    return f"the cable came after the start; leased {stage.wan4}"
-
-
-def lease(stage: Stage) -> str:
-    """The DHCP server's own lease file names us, and the kernel has the address with the lease's lifetime."""
-    stage.wan4 = poll(stage.lease, "the DHCP server's lease file does not name us")
-    stage.acked = stage.acks()
-    poll(lambda: stage.wan4 in wan_addresses(stage), f"{stage.wan4} is not on the uplink")
-    rows = json.loads(stage.lab.host("router").run(["ip", "-j", "-4", "addr", "show", "dev", "wan"]).out)
-    found = [info for row in rows for info in row.get("addr_info", ()) if info["local"] == stage.wan4]
-    expect(found, f"{stage.wan4} is not on the uplink")
-    expect(0 < found[0]["valid_life_time"] <= 120, f"lifetime {found[0]['valid_life_time']} s, the lease has 120 s")
-    route = stage.lab.host("router").run(["ip", "-4", "route", "show", "default"]).out
-    expect(f"via {stage.home.isp4} dev wan" in route, f"default route: {route or 'none'}")
-    return f"{stage.wan4} from {stage.home.isp4}, {found[0]['valid_life_time']} s left"
-
-
-def renew(stage: Stage) -> str:
-    """The server has acknowledged again at T1 (5 s here) since the lease was looked at; the address never left."""
-    first = stage.acked or poll(stage.acks, "the DHCP server has acknowledged nothing")
-    poll(lambda: stage.acks() > first, "no renewal")
-    # The server rewrites its lease file: for a moment it may name nobody.
-    poll(lambda: stage.lease() == stage.wan4, "another address after the renewal", 5)
-    return f"acknowledged {stage.acks()} times, {stage.wan4} stayed"
 
 
 def direct_by_ip(stage: Stage) -> str:
@@ -79,6 +53,27 @@ def direct_by_domain(stage: Stage) -> str:
     seen = visit(stage, "lan2", site, site.names[0])
     kernel_only(stage, stage.home.lan2.ipv4, site.ipv4, seen)
     return f"{site.names[0]} through the router's DNS, then {site.host} saw {seen['client'][0]}"
+
+
+def direct_by_mac(stage: Stage) -> str:
+    """All of one device is the kernel's, TCP and UDP, where another one goes through the proxy to the same site."""
+    far, echo = stage.home.sites[2], stage.home.sites[3]
+    for family in (4, 6):
+        proxied(stage, far, visit(stage, "lan1", far, far.names[0], family))
+        seen = visit(stage, "lan3", far, far.names[0], family)
+        if family == 4:
+            kernel_only(stage, stage.home.lan3.ipv4, far.ipv4, seen)
+        address, ours = (echo.ipv4, [stage.wan4]) if family == 4 else (echo.ipv6, addresses6(stage, "lan3"))
+        told = stage.predict(address, source="lan3", network="udp", port=7)
+        proxied(stage, echo, udp(stage, "lan1", address) or NOBODY)
+        answer = udp(stage, "lan3", address) or NOBODY
+        for heard in (seen, answer):
+            expect(heard["client"][0] in ours, f"IPv{family}: a site saw {heard['client'][0]}, not {ours}")
+            expect(heard["ttl"] == ROUTED, f"IPv{family}: TTL {heard['ttl']}, not {ROUTED}")
+        told.held(stage.way(answer["client"][0]), answer["ttl"])
+    return (
+        f"{far.host} saw lan1 through the proxy and {stage.home.lan3_mac}, lan3, directly: TCP and UDP, IPv4 and IPv6"
+    )
 
 
 def direct_quic(stage: Stage) -> str:
@@ -116,41 +111,6 @@ def shared_address_conflict(stage: Stage) -> str:
     return f"{far} through the proxy, {near} directly, both {site.ipv4}: by Host and SNI, twice, IPv6 too"
 
 
-def proxied_by_process(stage: Stage) -> str:
-    """On the router: a program at one path is proxied, the same program at another goes directly, by the kernel."""
-    site = stage.home.sites[0]
-    for address in (site.ipv4, site.ipv6):
-        url = f"http://[{address}]/" if ":" in address else f"http://{address}/"
-        told = stage.predict(address, process=str(stage.tool), uid=0, user="root")
-        seen = stage.fetch("router", url, curl=str(stage.tool))
-        told.held(stage.way(seen["client"][0]))
-        proxied(stage, site, seen)
-    own_direct(stage)
-    return f"{stage.tool.parent.name}/{stage.tool.name} through the proxy, /usr/bin/curl directly, in the kernel"
-
-
-def proxied_by_user(stage: Stage) -> str:
-    """On the router: flows of one user are proxied, those of root go directly."""
-    site, entry = stage.home.sites[0], pwd.getpwnam(USER)
-    told = stage.predict(site.ipv4, process="/usr/bin/curl", uid=entry.pw_uid, user=USER)
-    seen = stage.fetch("router", f"http://{site.ipv4}/", user=User(entry.pw_uid, entry.pw_gid))
-    told.held(stage.way(seen["client"][0]))
-    proxied(stage, site, seen)
-    own_direct(stage)
-    return f"{USER} through the proxy, root directly"
-
-
-def own_direct(stage: Stage) -> None:
-    """A flow of the router that no rule names: the kernel's alone, so there is one entry for it."""
-    site = stage.home.sites[0]
-    told = stage.predict(site.ipv4, process="/usr/bin/curl", uid=0, user="root")
-    # Ports below those that the kernel chooses: a connection dialled anew would have another.
-    seen = stage.fetch("router", f"http://{site.ipv4}/", "--local-port", "20000-20999", curl="/usr/bin/curl")
-    expect(20000 <= seen["client"][1] < 21000, f"predicted {told}, but userspace dialled from {seen['client'][1]}")
-    told.held(stage.way(seen["client"][0]))
-    kernel_only(stage, stage.wan4, site.ipv4, seen, ttl=63)
-
-
 def ipv6_proxied(stage: Stage) -> str:
     site = stage.home.sites[2]
     seen = visit(stage, "lan1", site, site.names[0], 6)
@@ -165,6 +125,28 @@ def quic_sniffed(stage: Stage) -> str:
     told.held(stage.way(seen["client"][0]))
     proxied(stage, site, seen)
     return f"HTTP/3 to {site.names[0]}, known from its first packets: {site.host} saw the proxy"
+
+
+def quic_handed_back(stage: Stage) -> str:
+    """Of two names of one address the direct one: userspace reads the first packet, the kernel has all others."""
+    site = stage.home.sites[5]
+    name = site.names[1]
+    for family, address in ((4, site.ipv4), (6, site.ipv6)):
+        told = stage.predict(address, source="lan2", network="udp", port=443, shown=name)
+        expect(told.place == "userspace", f"predicted {told}: the first packet is the kernel's")
+        before = stage.counted("to_sniff")
+        seen = http3(stage, "lan2", name, address)
+        expect(stage.counted("to_sniff") > before, f"IPv{family}: no flow was given to the sniffer")
+        told.held(stage.way(seen["client"][0]))
+        client, wanted = seen["client"][0], [stage.wan4] if family == 4 else addresses6(stage, "lan2")
+        expect(client in wanted, f"{address} saw {client}, not {wanted}")
+        expect(len(seen["clients"]) == 1, f"{address} saw more than one: {seen['clients']}")
+        rows = stage.conntrack("-f", f"ipv{family}", "-p", "udp", "--orig-dst", address, "--dport", "443")
+        expect(len(rows) == 1, f"{len(rows)} entries tracked for the connection: {rows}")
+        source = stage.home.lan2.ipv4 if family == 4 else client
+        expect(f"src={source} " in rows[0] and f"dst={client} " in rows[0], f"tracked: {rows[0]}")
+        expect(tracked_mark(rows[0]) & mark.CLASS == mark.DIRECT, f"not the kernel's: {rows[0]}")
+    return f"HTTP/3 to {name}, IPv4 and IPv6: known by its first packet, then the kernel's; {site.host} saw one port"
 
 
 def proxied_udp(stage: Stage) -> str:
@@ -221,6 +203,25 @@ def port_forward_kept(stage: Stage) -> str:
     return f"{stage.wan4}:{FORWARDED} reaches lan1 from {site.host} and from lan2"
 
 
+def hairpin_udp(stage: Stage) -> str:
+    """A UDP port of lan1, forwarded: from the internet, from lan2 and from lan1 itself, at the uplink's address. The
+    answer comes from there; a host of the LAN would take no other."""
+    site, here = stage.home.sites[0], (stage.wan4, FORWARDED_UDP)
+    for host, client in ((site.host, site.ipv4), ("lan2", stage.home.router_lan4), ("lan1", stage.home.router_lan4)):
+        with stage.lab.host(host).socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(3)
+            sock.sendto(b"hairpin", here)
+            try:
+                data, source = sock.recvfrom(65535)
+            except OSError as error:
+                raise CheckError(f"{host} to {here[0]}:{here[1]}: {error}") from None
+        seen = json.loads(data)
+        expect(source == here, f"{host} asked {here} and {source} answered")
+        expect(seen["site"] == "lan1", f"{seen['site']} answered {host}")
+        expect(seen["client"][0] == client, f"lan1 saw {seen['client'][0]}, not {client}")
+    return f"{here[0]}:{here[1]} by UDP reaches lan1 from {site.host}, lan2 and lan1, and answers from there"
+
+
 def own_ssh_kept(stage: Stage) -> str:
     for family, address in ((socket.AF_INET, stage.home.router_lan4), (socket.AF_INET6, stage.home.router_lan6)):
         with opened(stage, "lan1", address, 22, family) as sock:
@@ -229,50 +230,35 @@ def own_ssh_kept(stage: Stage) -> str:
     return "the router's login answers the LAN over IPv4 and IPv6"
 
 
-def wan_closed(stage: Stage) -> str:
-    """From the ISP's side: no port of the router and of the LAN answers; the same ports answer from inside."""
-    isp = stage.lab.host("isp")
-    isp.run(["ip", "route", "replace", stage.home.lan4, "via", stage.wan4], check=True)
-    try:
-        targets = [stage.wan4, stage.home.router_wan6, stage.home.lan1.ipv4, stage.home.lan1.ipv6]
-        targets += [stage.home.router_lan4, stage.home.router_lan6]
-        ports = sorted({*PORTS, *(port for kind, port in stage.lab.host("router").listeners() if kind == "tcp")})
-        routers = (stage.wan4, stage.home.router_wan6)
-        with ThreadPoolExecutor(len(targets) + len(routers)) as pool:
-            scans = pool.map(lambda target: answering(stage, "isp", target, ports), targets)
-            names = pool.map(lambda target: udp(stage, "isp", target, 53, 1.0), routers)
-            found = [f"{target}:{port}" for target, open_ in zip(targets, scans, strict=True) for port in open_]
-            found += [f"{target}:53 by UDP" for target, word in zip(routers, names, strict=True) if word is not None]
-        expect(not found, f"answered from outside: {', '.join(found)}")
-    finally:
-        isp.run(["ip", "route", "del", stage.home.lan4])
-    inside = answering(stage, "lan2", stage.home.router_lan4, PORTS)
-    expect(len(inside) == len(PORTS), f"from inside only {inside} answer: the scan proves nothing")
-    return f"{len(targets)} addresses x {len(ports)} ports: silence outside, all accept or refuse inside"
-
-
-PORTS = [*range(1, 100), 139, 443, 445, 853, 1080, 2000, 5353, 7890, 8080, 9090]
-
 CHECKS: dict[str, Check] = {
     "late-uplink": late_uplink,
     "lease": lease,
     "direct-by-ip": direct_by_ip,
     "direct-by-domain": direct_by_domain,
+    "direct-by-mac": direct_by_mac,
     "direct-quic": direct_quic,
     "proxied-by-domain": proxied_by_domain,
     "shared-address-conflict": shared_address_conflict,
     "proxied-by-process": proxied_by_process,
+    "proxied-by-exact-path": proxied_by_exact_path,
     "proxied-by-user": proxied_by_user,
+    "proxied-by-group": proxied_by_group,
+    "proxied-by-cgroup": proxied_by_cgroup,
     "proxied-udp": proxied_udp,
     "quic-sniffed": quic_sniffed,
+    "quic-handed-back": quic_handed_back,
     "blocked": blocked,
     "dns-intercepted": dns_intercepted,
     "ipv6-proxied": ipv6_proxied,
     "ipv6-direct": ipv6_direct,
     "port-forward-kept": port_forward_kept,
+    "hairpin-udp": hairpin_udp,
     "own-ssh-kept": own_ssh_kept,
+    "foreign-marks-kept": foreign_marks_kept,
+    "tun-lan-wide": tun_lan_wide,
     "wan-closed": wan_closed,
     "reload-keeps-flows": reload_keeps_flows,
     "renew": renew,
+    "fails-closed": fails_closed,
     "kill9-fails-open": kill9_fails_open,
 }

@@ -70,11 +70,13 @@ class Host:
         environment: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
         cwd: str | Path | None = None,
+        within: Path | None = None,
     ) -> Process:
-        """Start a program on this host; it is killed with the lab at the latest."""
+        """Start a program on this host, in the cgroup ``within`` or one of its own; it is killed with the lab at the
+        latest."""
         path = os.environ.get("PATH", "")
         variables = {"PATH": f"{path}:{PATHS}" if path else PATHS, **(environment or {})}
-        return process.start(self.place, self.group, self.folder, command, user, variables, stdin, cwd)
+        return process.start(self.place, self.group, self.folder, command, user, variables, stdin, cwd, within)
 
     def run(
         self,
@@ -86,9 +88,10 @@ class Host:
         environment: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
         cwd: str | Path | None = None,
+        within: Path | None = None,
     ) -> Result:
         """Run a program to its end. LabError after ``timeout`` s, and with ``check`` for a code other than 0."""
-        running = self.popen(command, user=user, environment=environment, stdin=stdin, cwd=cwd)
+        running = self.popen(command, user=user, environment=environment, stdin=stdin, cwd=cwd, within=within)
         result = running.wait(timeout)
         if check and not result.ok:
             raise LabError(f"{self.name}: {' '.join(map(str, command))}: exit {result.code}\n{running.told()}")

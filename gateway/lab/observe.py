@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from gateway.lab.forecast import ROUTED, CheckError, expect
 from gateway.lab.scenario.home import Site
 from gateway.lab.stage import Stage
+
+NOBODY: dict[str, Any] = {"client": ["nobody"], "ttl": None}
+"""In place of what a site saw, where no answer came."""
+
+
+def page(address: str) -> str:
+    """URL of the page at ``address``."""
+    return f"http://[{address}]/" if ":" in address else f"http://{address}/"
 
 
 def visit(stage: Stage, host: str, site: Site, name: str, family: int = 4, scheme: str = "http") -> dict[str, Any]:
@@ -74,6 +84,38 @@ def udp(stage: Stage, host: str, address: str, port: int = 7, timeout: float = 3
     out = stage.lab.host(host).run(python(words)).out.strip()
     answer: dict[str, Any] | None = json.loads(out.splitlines()[-1])["answer"] if out else None
     return answer
+
+
+def tracked_mark(row: str) -> int:
+    """The mark of a connection, from a line of conntrack(8)."""
+    found = re.search(r" mark=(\d+)", row)
+    return int(found[1]) if found else 0
+
+
+def ping(stage: Stage, host: str, address: str, timeout: float = 3.0) -> bool:
+    """Whether ``address`` answers an echo request. ``host`` must have echo sockets (icmp(7))."""
+    six = ":" in address
+    family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if six else (socket.AF_INET, socket.IPPROTO_ICMP)
+    request, reply = (128, 129) if six else (8, 0)
+    with stage.lab.host(host).socket(family, socket.SOCK_DGRAM, protocol) as sock:
+        sock.settimeout(timeout)
+        with contextlib.suppress(OSError):
+            sock.sendto(bytes((request, 0, 0, 0, 0, 0, 0, 1)) + b"is there anybody", (address, 0))
+            data, source = sock.recvfrom(2000)
+            return data[0] == reply and data[8:] == b"is there anybody" and source[0] == address
+    return False
+
+
+def echoes(stage: Stage, host: str) -> int:
+    """Echo requests that ``host`` has had, over IPv4 and IPv6, as its kernel counts them."""
+
+    def work() -> int:
+        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Icmp:"))
+        rows = dict(line.split() for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines())
+        return int(dict(zip(names, values, strict=True))["InEchos"]) + int(rows["Icmp6InEchos"])
+
+    return stage.lab.host(host).call(work)
 
 
 def answering(stage: Stage, host: str, address: str, ports: list[int]) -> list[int]:

@@ -113,16 +113,18 @@ def start(
     environment: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     cwd: str | Path | None = None,
+    within: Path | None = None,
 ) -> Process:
     """Start ``command`` at ``place``, in a new cgroup below ``group``, with files of output in ``folder``.
 
-    ``environment`` is added to the present one. ``stdin`` is given through a file. OSError if /bin/sh cannot start;
+    ``within``: a cgroup that is there, shared with others, in place of the new one. ``environment`` is added to the
+    present one. ``stdin`` is given through a file. OSError if /bin/sh cannot start;
     a command that does not exist ends with code 127.
     """
     words = [str(word) for word in command]
     name = f"{Path(words[0]).name}-{os.getpid()}-{next(_count)}"
-    own = group / name
-    own.mkdir(parents=True)
+    own = within or group / name
+    own.mkdir(parents=True, exist_ok=within is not None)
     out, err, fed = (folder / f"{name}.{end}" for end in ("out", "err", "in"))
     fed.write_bytes(stdin or b"")
     if user is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config.text import parse
+from gateway.lab import cgroup
 from gateway.lab.forecast import CheckError, Forecast, expect, forecast
 from gateway.lab.lab import Lab
 from gateway.lab.netns import LabError
@@ -26,10 +27,13 @@ from gateway.lab.scenario import home
 from gateway.lab.snapshot import snapshot
 from gateway.service.control import alive, ask
 
+RUN = Path("/run/gateway")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-FORWARDED = 8081
-USER = "nobody"
+FORWARDED, FORWARDED_UDP = 8081, 8087
+USER, GROUP = "nobody", "users"
 """Whose flows the rules proxy."""
+UNIT = "backup.service"
+"""Cgroup of the router whose flows the rules proxy."""
 PATIENCE = 20.0
 """Seconds that anything may take; generous, for the machine is shared."""
 
@@ -65,7 +69,7 @@ class Stage:
     @property
     def folder(self) -> Path:
         """Where the gateway of this stage has its control socket."""
-        return Path("/run/gateway") / self.instance
+        return RUN / self.instance
 
     def configuration(self) -> dict[str, Any]:
         """``examples/gateway.json`` with this run's addresses."""
@@ -77,6 +81,9 @@ class Stage:
         lan["address"] = [f"{drawn.router_lan4}/24", f"{drawn.router_lan6}/64"]
         lan["dhcp_server"]["range"] = [f"{net}.100", f"{net}.199"]
         gateway["forwards"][0]["to"] = drawn.lan1.ipv4
+        network = "tcp" if self.sabotage == "tcp-forward" else "udp"
+        echo = {"network": network, "port": FORWARDED_UDP, "to": drawn.lan1.ipv4, "to_port": 7}
+        gateway["forwards"].append(echo)
         gateway["kernel"] = {"cgroup": str(self.lab.host("router").group)}
         if self.sabotage == "no-bpf":
             gateway["kernel"] = {"cgroup": "/nonexistent"}
@@ -84,29 +91,50 @@ class Stage:
             gateway["capture_dns"] = False
         if self.sabotage == "open-wan":
             gateway["firewall"] = False
-        return {**value, "gateway": {**gateway, **self.changes}}
+        if self.sabotage == "kernel-off":
+            gateway["kernel"]["mode"] = "off"
+        gateway |= self.changes
+        if self.sabotage == "fails-open":
+            gateway["fail"] = "open"
+        return {**value, "gateway": gateway}
 
     @property
     def tool(self) -> Path:
         """A copy of curl whose flows the rules proxy, whatever it is called with."""
-        path = self.lab.folder / "tool" / "curl"
+        return self.copy("tool")
+
+    def copy(self, folder: str) -> Path:
+        """``curl`` in a folder of that name."""
+        path = self.lab.folder / folder / "curl"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             shutil.copy2("/usr/bin/curl", path)
         return path
 
+    def unit(self, name: str) -> Path:
+        """The router's cgroup called ``name``, made where it is not there yet."""
+        group: Path = self.lab.host("router").group / name
+        group.mkdir(parents=True, exist_ok=True)
+        return group
+
     def rules(self) -> dict[str, Any]:
         """``examples/home.json`` with this run's sites: 1 direct by address, 2 by name, 3 and 4 proxied by name, UDP
-        echo proxied, 5 rejected; of the two names of 6 the first is proxied, the second direct."""
+        echo proxied, 5 rejected; of the two names of 6 the first is proxied, the second direct. Before that: all of
+        lan3 is direct, some programs of the router are proxied."""
         value: dict[str, Any] = parse((EXAMPLES / "home.json").read_text(), "home.json")
         drawn, (direct, rejected, _, _, far) = self.home, value["route"]["rules"]
         value["dns"]["servers"][0]["server"] = drawn.resolver.ipv4
         value["outbounds"][1] |= {"server": drawn.vps.ipv4, "password": drawn.shadowsocks_password}
         direct["ip_cidr"] = [drawn.sites[0].ipv4, drawn.sites[0].ipv6]
         rejected["ip_cidr"] = [drawn.sites[4].ipv4, drawn.sites[4].ipv6]
+        other = "02" + drawn.lan3_mac[2:-2] + f"{int(drawn.lan3_mac[-2:], 16) ^ 1:02x}"
+        unit = self.lab.host("router").group.relative_to(cgroup.root()) / UNIT
         value["route"]["rules"] = [
-            {"process_path": str(self.tool), "outbound": "proxy"},
+            {"source_mac_address": other if self.sabotage == "private-mac" else drawn.lan3_mac, "outbound": "direct"},
+            {"process_path": [str(self.tool), str(self.copy("upgraded"))], "outbound": "proxy"},
             {"user": USER, "outbound": "proxy"},
+            {"group": GROUP, "outbound": "proxy"},
+            {"cgroup": f"/{unit}", "outbound": "proxy"},
             *value["route"]["rules"],
         ]
         far["domain"] = [drawn.sites[number].names[0] for number in (2, 3, 5)]
@@ -124,19 +152,39 @@ class Stage:
 
     def start(self) -> None:
         """Start the gateway and wait until it runs."""
-        files = [word for path in self.write() for word in ("-c", str(path))]
+        files = self.write()
         if self.sabotage == "no-gateway":
             return
-        command = [sys.executable, "-m", "gateway", "run", *files, "--instance", self.instance]
-        self.gateway = self.lab.host("router").popen(command)
-        poll(self.answers, "the gateway does not answer on its control socket")
+        self.gateway = self.launch("router", files, self.instance)
 
-    def answers(self) -> bool:
-        if self.gateway is not None and not self.gateway.running:
-            raise CheckError(f"the gateway has ended: {self.gateway.told()}")
-        if not alive(self.folder / "control.sock"):
-            return False
-        return bool(ask(self.folder, {"command": "status"}).get("state") == "running")
+    def launch(self, host: str, files: list[Path], instance: str) -> Process:
+        """A gateway on ``host``, once it runs. Raises CheckError."""
+        words = [word for path in files for word in ("-c", str(path))]
+        command = [sys.executable, "-m", "gateway", "run", *words, "--instance", instance]
+        process, folder = self.lab.host(host).popen(command), RUN / instance
+
+        def answers() -> bool:
+            if not process.running:
+                raise CheckError(f"the gateway has ended: {process.told()}")
+            return alive(folder / "control.sock") and ask(folder, {"command": "status"}).get("state") == "running"
+
+        poll(answers, "the gateway does not answer on its control socket")
+        return process
+
+    def hangup(self) -> str:
+        """SIGHUP with what the configuration is now; the line in which the gateway says how that went."""
+        if self.gateway is None:
+            raise CheckError("no gateway runs")
+        log = self.gateway.err
+        before = len(log.read_text())
+        self.write()
+        self.signal(signal.SIGHUP)
+
+        def said() -> str:
+            lines = log.read_text()[before:].splitlines()
+            return next((line for line in lines if "configuration applied" in line or "configuration kept" in line), "")
+
+        return str(poll(said, "the gateway does not say that it has reloaded"))
 
     def command(self, *words: str) -> Any:
         return self.lab.host("router").run([sys.executable, "-m", "gateway", *words, "--instance", self.instance])
@@ -165,10 +213,12 @@ class Stage:
 
     def predict(self, destination: str, *, source: str = "", **more: Any) -> Forecast:
         """What the gateway's ``explain`` says of a flow to ``destination`` now, of a LAN host called ``source`` or of
-        the router itself; ``more``: network, port, process, user, uid, shown. Kept in ``forecasts``."""
+        the router itself; ``more``: network, port, process, user, uid, gids, cgroup, shown. Kept in ``forecasts``."""
         if source:
-            host = self.home.lan1 if source == "lan1" else self.home.lan2
+            host = next(site for site in self.home.inside if site.host == source)
             more["source"] = host.ipv6 if ":" in destination else host.ipv4
+            if source == "lan3":  # it sends from another IPv6 address than this one, which no neighbour has asked for
+                more["mac"] = self.home.lan3_mac
         found = forecast(self.folder, destination, **more)
         self.forecasts.append(found)
         return found
@@ -182,11 +232,12 @@ class Stage:
         return "direct" if client in own or ipaddress.ip_address(client) in inside else client
 
     def fetch(
-        self, host: str, url: str, *more: str, timeout: float = 5, curl: str = "curl", user: User | None = None
-    ) -> dict[str, Any]:
-        """What the site at ``url`` says it saw of us. Raises CheckError."""
+        self, host: str, url: str, *more: str, timeout: float = 5, curl: str = "curl", user: User | None = None,
+        within: Path | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What the site at ``url`` says it saw of us. ``within``: a cgroup that is there. Raises CheckError."""
         words = [curl, "-s", "-S", "-m", str(timeout), *more, url]
-        result = self.lab.host(host).run(words, timeout=timeout + 20, user=user)
+        result = self.lab.host(host).run(words, timeout=timeout + 20, user=user, within=within)
         expect(result.ok, f"curl {url}: {result.err.strip()}")
         found: dict[str, Any] = result.json()
         return found
@@ -195,6 +246,12 @@ class Stage:
         """Connections that the router tracks, a line each."""
         out = self.lab.host("router").run(["conntrack", "-L", *filters]).out
         return [line for line in out.splitlines() if "src=" in line]
+
+    def counted(self, name: str, table: str = "gateway") -> int:
+        """Packets that this counter of the router's nftables has seen, 0 where there is none."""
+        told = self.lab.host("router").run(["nft", "-j", "list", "counter", "inet", table, name])
+        rows = told.json()["nftables"] if told.ok else []
+        return sum(row["counter"]["packets"] for row in rows if "counter" in row)
 
     def settled(self) -> dict[str, str]:
         """The snapshot once two in a row are equal: links that were just made take a moment to come up."""
@@ -215,7 +272,8 @@ class Stage:
     def close(self) -> None:
         """Forget the lease of this instance; the lab takes down everything else."""
         shutil.rmtree(Path("/var/lib/gateway") / self.instance, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in RUN.glob(f"{self.instance}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["CheckError", "LabError", "Stage", "expect", "poll"]

@@ -26,6 +26,8 @@ READY, MEMORY = 2.0, 80.0
 """Budgets: seconds and megabytes."""
 SETTLE = 1.0
 PORT = 7893
+HERE = {"source_mac_address", "process_path", "user", "group", "cgroup"}
+"""Rules about devices and programs of this host: the sing-box beside us has none."""
 CASES = ("ready home", "memory home", "memory home all")
 
 
@@ -46,8 +48,7 @@ def measure(bench: Bench, stage: Stage) -> None:
     config = stage.lab.folder / "peer.json"
     inbound = {"type": "tproxy", "tag": "tproxy", "listen": "::", "listen_port": PORT}
     value = {"log": {"level": "warn"}, **stage.rules(), "inbounds": [inbound]}
-    # The sing-box that is measured alone has no rule about users of this host.
-    value["route"]["rules"] = [rule for rule in value["route"]["rules"] if not {"process_path", "user"} & rule.keys()]
+    value["route"]["rules"] = [rule for rule in value["route"]["rules"] if not HERE & rule.keys()]
     config.write_text(json.dumps(value))
     say(f"sing-box: {json.dumps(value)}")
     peer = [str(peers.path("sing-box")), "run", "-c", str(config)]

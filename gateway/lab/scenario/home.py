@@ -2,13 +2,17 @@
 
 ::
 
-    lan1 ─┐                                    ┌─ site1 ... site5   HTTP, HTTPS, HTTP/3, UDP echo, banner
-          ├─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server
-    lan2 ─┘                        DHCP, DNS   └─ vps               Shadowsocks (libev) and Shadowsocks 2022 (Xray)
+    lan1 ──┐                                    ┌─ site1 ... site5   HTTP, HTTPS, HTTP/3, UDP echo, banner
+    lan2 ──┼─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server
+    lan3 ──┤                        DHCP, DNS   └─ vps               Shadowsocks (libev) and Shadowsocks 2022 (Xray)
+    inner ─┘
+      └─ guest
 
 The lab gives addresses to everything but the router: those are the gateway's work. :func:`draw` draws names, addresses
-and secrets, all of documentation ranges (RFC 5737, RFC 3849, RFC 2606) but the LAN's own; :func:`topology` makes the
-laboratory of them. IPv6 is routed: the isp sends ``lan6`` (a /64) to ``router6`` on the WAN.
+and secrets, all of documentation ranges (RFC 5737, RFC 3849, RFC 2606) but those of the LAN and of what is behind
+inner; :func:`topology` makes the laboratory of them. IPv6 is routed: the isp sends ``lan6`` (a /64) to ``router6`` on
+the WAN. ``inner`` forwards for ``guest``, of whose network nobody else knows: no answer finds the way back unless
+inner dials in its own name. A second cable from the isp can be plugged in later (:func:`second_link`).
 """
 
 from __future__ import annotations
@@ -16,18 +20,18 @@ from __future__ import annotations
 import base64
 import datetime
 import ipaddress
-import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.lab.certificate import authority
-from gateway.lab.topology import Bridge, End, Host, Link, Listener, Route, Service, Topology
+from gateway.lab.scenario.services import services
+from gateway.lab.topology import Bridge, End, Host, Link, Route, Topology
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeio"]
-SITE_PORTS = {"http": 80, "https": 443, "udp": 7, "quic": 443, "banner": 22}
-SHADOWSOCKS_PORT, SHADOWSOCKS_2022_PORT = 8388, 8389
-SHADOWSOCKS_METHOD, SHADOWSOCKS_2022_METHOD = "aes-128-gcm", "2022-blake3-aes-128-gcm"
+LAN = ("lan1", "lan2", "lan3", "inner")
+SECOND = ("192.0.2.8", "192.0.2.9")
+"""Ends of the second cable, router and isp: a /31 out of the WAN's network (RFC 3021)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Home:
 
     ``lan4``/``lan6`` are the LAN's networks, ``router_lan4``/``router_lan6`` the gateway's addresses in them,
     ``router_wan6`` its static IPv6 on the WAN with ``isp6`` as next hop; IPv4 on the WAN comes by DHCP out of
-    ``pool``, with ``isp4`` as router and name server. the last site has two names for its one pair of addresses.
+    ``pool``, with ``isp4`` as router and name server. The last site has two names for its one pair of addresses.
+    ``inner_guest4``/``inner_guest6`` are inner's addresses towards guest, ``second6`` the second cable's IPv6 ends.
     """
 
     lan4: str
@@ -55,18 +60,30 @@ class Home:
     router_lan6: str
     lan1: Site
     lan2: Site
+    lan3: Site
+    lan3_mac: str
+    inner: Site
+    guest: Site
+    inner_guest4: str
+    inner_guest6: str
     wan4: str
     wan6: str
     isp4: str
     isp6: str
     pool: tuple[str, str]
     router_wan6: str
+    second6: tuple[str, str]
     sites: tuple[Site, ...]
     resolver: Site
     vps: Site
     shadowsocks_password: str
     shadowsocks_2022_password: str
     wan_mac: str
+
+    @property
+    def inside(self) -> tuple[Site, ...]:
+        """The hosts of the LAN and what is behind them."""
+        return self.lan1, self.lan2, self.lan3, self.inner, self.guest
 
     @property
     def records(self) -> Mapping[str, tuple[str, str]]:
@@ -80,7 +97,8 @@ def draw(chance: random.Random, sites: int = 5) -> Home:
     def word() -> str:
         return "".join(chance.choice(SYLLABLES) for _ in range(3)) + str(chance.randrange(10, 100))
 
-    lan = f"192.168.{chance.randrange(10, 250)}"
+    third = chance.randrange(10, 250)
+    lan, behind = f"192.168.{third}", f"192.168.{third + 1}"
     block = f"2001:db8:{chance.randrange(0x1000, 0xFFFF):x}"
     low, high = chance.sample(range(2, 250), sites + 2), chance.sample(range(0x100, 0xFFFF), sites + 2)
     # Half of the internet is in each of two ranges.
@@ -97,12 +115,19 @@ def draw(chance: random.Random, sites: int = 5) -> Home:
         router_lan6=f"{block}:a::1",
         lan1=Site("lan1", f"{lan}.{chance.randrange(10, 50)}", f"{block}:a::{chance.randrange(0x10, 0x50):x}"),
         lan2=Site("lan2", f"{lan}.{chance.randrange(50, 90)}", f"{block}:a::{chance.randrange(0x50, 0x90):x}"),
+        lan3=Site("lan3", f"{lan}.{chance.randrange(90, 95)}", f"{block}:a::{chance.randrange(0x90, 0x95):x}"),
+        lan3_mac="02:" + ":".join(f"{byte:02x}" for byte in chance.randbytes(5)),
+        inner=Site("inner", f"{lan}.{chance.randrange(95, 100)}", f"{block}:a::{chance.randrange(0x95, 0x100):x}"),
+        guest=Site("guest", f"{behind}.{chance.randrange(10, 250)}", f"{block}:b::{chance.randrange(0x10, 0xFFFF):x}"),
+        inner_guest4=f"{behind}.1",
+        inner_guest6=f"{block}:b::1",
         wan4="192.0.2.0/24",
         wan6=f"{block}:e::/64",
         isp4="192.0.2.1",
         isp6=f"{block}:e::1",
         pool=("192.0.2.100", "192.0.2.199"),
         router_wan6=f"{block}:e::{chance.randrange(0x10, 0xFFFF):x}",
+        second6=(f"{block}:d::1", f"{block}:d::2"),
         sites=made[:sites],
         resolver=made[sites],
         vps=made[sites + 1],
@@ -130,37 +155,39 @@ def topology(
     names, addresses = [*home.records], [text for site in every for text in (site.ipv4, site.ipv6)]
     ports = tuple(f"to-{site.host}" for site in every)
     links = [Link(End("isp", f"to-{site.host}"), End(site.host, "eth0")) for site in every]
-    links += [Link(End("router", f"to-{name}"), End(name, "eth0")) for name in ("lan1", "lan2")]
+    macs = {"lan3": home.lan3_mac}
+    links += [Link(End("router", f"to-{name}"), End(name, "eth0", macs.get(name, ""))) for name in LAN]
+    links.append(Link(End("inner", "guests"), End("guest", "eth0")))
     if uplink:
         links.append(uplink_link(home))
     hosts = [
         Host(
             "router",
-            bridges=(Bridge("lan", ("to-lan1", "to-lan2")),),
+            bridges=(Bridge("lan", tuple(f"to-{name}" for name in LAN)),),
             # As on a machine without br_netfilter: else tproxy would see the LAN's packets inside the bridge.
             sysctls={"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-ip6tables": "0"},
             # Until the gateway runs, a router has no resolver but its own.
             nameservers=("127.0.0.1",),
         ),
         _isp(home, ports),
-        *(_lan_host(home, site) for site in (home.lan1, home.lan2)),
+        *(_lan_host(home, site) for site in (home.lan1, home.lan2, home.lan3)),
+        _inner(home),
+        _guest(home),
         *(_internet_host(home, site) for site in every),
     ]
-    services = [
-        _names(home, "isp", programs, _dhcp(home, renew)),
-        _names(home, "resolver", programs, ""),
-        *(_site(site, programs) for site in home.sites),
-        *_vps(home, programs),
-        _banner("router", programs),
-        _banner("lan1", programs),
-        _banner("lan2", programs),
-    ]
-    return Topology("home", tuple(hosts), tuple(links), tuple(services), authority(names, addresses, now))
+    return Topology(
+        "home", tuple(hosts), tuple(links), tuple(services(home, programs, renew)), authority(names, addresses, now)
+    )
 
 
 def uplink_link(home: Home) -> Link:
     """The cable between the router and the isp."""
     return Link(End("router", "wan", mac=home.wan_mac), End("isp", "wan"))
+
+
+def second_link(home: Home) -> Link:
+    """Another cable between them. Its end at the isp gets its addresses, the router's is left alone."""
+    return Link(End("router", "wan2"), End("isp", "wan2"))
 
 
 def _length(network: str) -> str:
@@ -175,6 +202,7 @@ def _isp(home: Home, ports: tuple[str, ...]) -> Host:
         addresses={
             "net": ("198.51.100.1/24", "203.0.113.1/24", f"{inside}/64"),
             "wan": (home.isp4 + _length(home.wan4), home.isp6 + _length(home.wan6)),
+            "wan2": (f"{SECOND[1]}/31", f"{home.second6[1]}/64"),
         },
         routes=(Route(home.lan6, home.router_wan6, "wan"),),
         sysctls={"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"},
@@ -202,94 +230,19 @@ def _lan_host(home: Home, site: Site) -> Host:
     )
 
 
-def _names(home: Home, host: str, programs: Mapping[str, str], more: str) -> Service:
-    """dnsmasq: the records of the whole internet, and what ``more`` says."""
-    records = [f"host-record={name},{four},{six}" for name, (four, six) in home.records.items()]
-    base = ["no-resolv", "no-hosts", "local=/example/", "user=root", "pid-file=", "log-facility={folder}/log"]
-    base += ["bind-dynamic", "log-queries", "cache-size=0"]
-    text = "\n".join([*base, *records]) + "\n" + more
-    command = (programs["dnsmasq"], "--keep-in-foreground", "--conf-file={folder}/dnsmasq.conf")
-    return Service(host, "dnsmasq", command, {"dnsmasq.conf": text}, ready=(("udp", 53), ("tcp", 53)))
+def _inner(home: Home) -> Host:
+    """A host of the LAN, and the router of the guest."""
+    plan = _lan_host(home, home.inner)
+    addresses = {**plan.addresses, "guests": (f"{home.inner_guest4}/24", f"{home.inner_guest6}/64")}
+    return replace(plan, addresses=addresses, sysctls={"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
 
 
-def _dhcp(home: Home, renew: tuple[int, int]) -> str:
-    # The shortest lease of dnsmasq is two minutes; T1 and T2 (options 58, 59) make clients renew sooner.
-    return "\n".join(
-        [
-            f"dhcp-range={home.pool[0]},{home.pool[1]},255.255.255.0,2m",
-            "dhcp-authoritative",
-            "dhcp-leasefile={folder}/leases",
-            f"dhcp-option=option:router,{home.isp4}",
-            f"dhcp-option=option:dns-server,{home.isp4}",
-            "dhcp-option=option:domain-name,isp.example",
-            f"dhcp-option-force=option:T1,{renew[0]}",
-            f"dhcp-option-force=option:T2,{renew[1]}",
-            "log-dhcp",
-            "interface=wan",
-            "interface=net",
-            "no-dhcp-interface=net",
-            "",
-        ]
+def _guest(home: Home) -> Host:
+    return Host(
+        "guest",
+        addresses={"eth0": (f"{home.guest.ipv4}/24", f"{home.guest.ipv6}/64")},
+        routes=(Route("default", home.inner_guest4), Route("default6", home.inner_guest6)),
+        # Root may have echo sockets (icmp(7)).
+        sysctls={"ipv4/ping_group_range": "0 0"},
+        nameservers=(home.resolver.ipv4,),
     )
-
-
-def _site(site: Site, programs: Mapping[str, str]) -> Service:
-    command = [programs["python"], "-m", "gateway.lab.server", "--site", site.host, "--shared", "{shared}"]
-    command += ["--address", site.ipv4, "--address", site.ipv6]
-    for name, port in SITE_PORTS.items():
-        command += [f"--{name}", str(port)]
-    ready = [_udp(port) if name in ("udp", "quic") else _tcp(port) for name, port in SITE_PORTS.items()]
-    return Service(site.host, "site", tuple(command), ready=tuple(ready))
-
-
-def _banner(host: str, programs: Mapping[str, str]) -> Service:
-    """What must stay reachable where it is: a login service, and a page to forward a port to."""
-    command = (programs["python"], "-m", "gateway.lab.server", "--site", host, "--shared", "{shared}")
-    ports = ["--banner", "22"] if host == "router" else ["--banner", "22", "--http", "8080", "--udp", "7"]
-    return Service(host, "login", (*command, *ports), ready=(("tcp", 22),))
-
-
-def _vps(home: Home, programs: Mapping[str, str]) -> list[Service]:
-    services = []
-    if "ss-server" in programs:
-        settings = {
-            "server": [home.vps.ipv6, home.vps.ipv4],
-            "server_port": SHADOWSOCKS_PORT,
-            "password": home.shadowsocks_password,
-            "method": SHADOWSOCKS_METHOD,
-            "mode": "tcp_and_udp",
-            "timeout": 60,
-        }
-        command = ("ss-server", programs["ss-server"], "-c")
-        services.append(_proxy(command, json.dumps(settings), SHADOWSOCKS_PORT))
-    if "xray" in programs:
-        inbound = {
-            "listen": "::",
-            "port": SHADOWSOCKS_2022_PORT,
-            "protocol": "shadowsocks",
-            "settings": {
-                "method": SHADOWSOCKS_2022_METHOD,
-                "password": home.shadowsocks_2022_password,
-                "network": "tcp,udp",
-            },
-        }
-        # Without this rule Xray's freedom refuses addresses that it takes for private.
-        freedom = {"protocol": "freedom", "settings": {"finalRules": [{"action": "allow"}]}}
-        text = json.dumps({"log": {"loglevel": "info"}, "inbounds": [inbound], "outbounds": [freedom]})
-        services.append(_proxy(("xray", programs["xray"]), text, SHADOWSOCKS_2022_PORT))
-    return services
-
-
-def _tcp(port: int) -> Listener:
-    return "tcp", port
-
-
-def _udp(port: int) -> Listener:
-    return "udp", port
-
-
-def _proxy(command: tuple[str, ...], config: str, port: int) -> Service:
-    """``command`` is the service's name, the program and its options; the configuration file comes last."""
-    name, *words = command
-    ready = (_tcp(port), _udp(port))
-    return Service("vps", name, (*words, "{folder}/config.json"), {"config.json": config}, ready)

@@ -1,4 +1,7 @@
-"""HTTP/3 over QUIC (RFC 9114, RFC 9000) by aioquic: every request is answered with what was seen of it."""
+"""HTTP/3 over QUIC (RFC 9114, RFC 9000) by aioquic: every request is answered with what was seen of it.
+
+``clients`` in the record are the addresses and ports from which its connection has been spoken to so far.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from aioquic.h3.events import HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ProtocolNegotiated, QuicEvent
 
-from gateway.lab.server.record import Journal
+from gateway.lab.server.record import Journal, plain
 
 
 class Session(QuicConnectionProtocol):  # type: ignore[misc]  # aioquic has no types for strict mode
@@ -28,9 +31,12 @@ class Session(QuicConnectionProtocol):  # type: ignore[misc]  # aioquic has no t
         super().__init__(*arguments, **options)
         self._http: H3Connection | None = None
         self._client: Any = ("", 0)
+        self._clients: list[list[Any]] = []
 
     def datagram_received(self, data: bytes, address: Any) -> None:
         self._client = address
+        if plain(address) not in self._clients:
+            self._clients.append(plain(address))
         super().datagram_received(data, address)
 
     def quic_event_received(self, event: QuicEvent) -> None:
@@ -46,7 +52,8 @@ class Session(QuicConnectionProtocol):  # type: ignore[misc]  # aioquic has no t
         assert self._http is not None
         headers = {name: value.decode("latin-1") for name, value in request.headers}
         host, path = headers.get(b":authority", ""), headers.get(b":path", "")
-        record = self.journal.add("quic", "request", self._client, self.local, ttl=None, host=host, path=path)
+        asked = {"host": host, "path": path, "clients": self._clients}
+        record = self.journal.add("quic", "request", self._client, self.local, ttl=None, **asked)
         body = json.dumps(record).encode() + b"\n"
         length = str(len(body)).encode()
         self._http.send_headers(request.stream_id, [(b":status", b"200"), (b"content-length", length)])

@@ -2,7 +2,7 @@
 
 Fields of a record: ``at`` (time.time()), ``site``, ``service`` (``http https udp quic banner``), ``event`` (``open``:
 a TCP connection came; ``request``: something was asked), ``client`` and ``local`` ([address, port]), ``ttl`` (of the
-SYN or the datagram, null where unknown), and by service ``host sni path received text alpn``.
+SYN or the datagram, null where unknown), and by service ``host sni path received text alpn clients``.
 """
 
 from __future__ import annotations

@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PROXIED = {
-    "proxied-by-domain", "shared-address-conflict", "proxied-by-process", "proxied-by-user", "proxied-udp",
-    "quic-sniffed", "ipv6-proxied",
+PROXIED = {"proxied-by-domain", "proxied-udp", "quic-sniffed", "ipv6-proxied"}
+OWN = {
+    "proxied-by-process", "proxied-by-exact-path", "proxied-by-user", "proxied-by-group", "proxied-by-cgroup",
 }  # fmt: skip
-DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct"}
-PREDICTED = PROXIED | DIRECT | {"blocked", "reload-keeps-flows", "kill9-fails-open"}
+"""Of programs of the router: who is proxied, and that another one goes directly, by the kernel."""
+DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct", "quic-handed-back"}
+BOTH = OWN | {"shared-address-conflict", "direct-by-mac"}
+"""Of one who is proxied and one who is direct."""
+PREDICTED = PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
 """Checks of flows that the rules decide."""
 EVERY = PREDICTED | {
-    "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "own-ssh-kept", "wan-closed", "renew", "clean-stop",
+    "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "hairpin-udp", "own-ssh-kept", "tun-lan-wide",
+    "wan-closed", "fails-closed", "renew", "clean-stop",
 }  # fmt: skip
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("demo")]
@@ -52,13 +56,25 @@ def test_everything_holds() -> None:
     [
         ("no-gateway", EVERY),
         ("open-wan", {"wan-closed"}),
-        # SIGKILL: the UDP socket was to be proxied before.
-        ("all-direct", PROXIED | {"blocked", "kill9-fails-open"}),
-        # Of process and user it is shown that another's flow goes directly.
-        ("all-proxied", DIRECT | {"blocked", "shared-address-conflict", "proxied-by-process", "proxied-by-user"}),
+        # SIGKILL: the UDP socket was to be proxied before. Handed back: nothing is sniffed.
+        ("all-direct", PROXIED | BOTH | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open"}),
+        # The second router's flows, and those that were to outlive us, go through the proxy too.
+        ("all-proxied", DIRECT | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
         # What the kernel cannot tell goes to userspace, which asks /proc: who is proxied still is, but no flow of the
         # router is the kernel's alone.
-        ("no-bpf", {"proxied-by-process", "proxied-by-user"}),
+        ("no-bpf", OWN),
+        # Nor is any other: all of it is dialled by the router, and ends with its gateway. What is rejected is accepted
+        # before it is reset.
+        (
+            "kernel-off",
+            DIRECT | OWN | {"direct-by-mac", "blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"},
+        ),
+        ("private-mac", {"direct-by-mac"}),
+        ("tcp-forward", {"hairpin-udp"}),
+        ("fails-open", {"fails-closed"}),
+        # What is proxied loses the bit that leads it to userspace.
+        ("whole-marks", {"foreign-marks-kept"}),
+        ("no-auto-route", {"tun-lan-wide"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", {"dns-intercepted", "direct-by-domain"}),
     ],

@@ -13,7 +13,7 @@ import pytest
 from gateway.cli.lab import programs
 from gateway.lab import peer
 from gateway.lab.lab import Lab
-from gateway.lab.scenario import home
+from gateway.lab.scenario import home, services
 from tests import peers
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("home")]
@@ -84,15 +84,15 @@ def test_the_isp_leases_addresses_and_says_when_to_renew(lab: Lab) -> None:
 
 @pytest.mark.peer("shadowsocks-libev")
 def test_shadowsocks_libev_serves(lab: Lab) -> None:
-    command = [peers.path("ss-local"), "-s", HOME.vps.ipv4, "-p", str(home.SHADOWSOCKS_PORT), "-b", "127.0.0.1"]
-    command += ["-l", "1080", "-k", HOME.shadowsocks_password, "-m", home.SHADOWSOCKS_METHOD]
+    command = [peers.path("ss-local"), "-s", HOME.vps.ipv4, "-p", str(services.SHADOWSOCKS_PORT), "-b", "127.0.0.1"]
+    command += ["-l", "1080", "-k", HOME.shadowsocks_password, "-m", services.SHADOWSOCKS_METHOD]
     through(lab, command)
 
 
 @pytest.mark.peer("sing-box")
 def test_xray_serves_what_sing_box_speaks(lab: Lab) -> None:
-    outbound = {"type": "shadowsocks", "server": HOME.vps.ipv6, "server_port": home.SHADOWSOCKS_2022_PORT}
-    outbound |= {"method": home.SHADOWSOCKS_2022_METHOD, "password": HOME.shadowsocks_2022_password}
+    outbound = {"type": "shadowsocks", "server": HOME.vps.ipv6, "server_port": services.SHADOWSOCKS_2022_PORT}
+    outbound |= {"method": services.SHADOWSOCKS_2022_METHOD, "password": HOME.shadowsocks_2022_password}
     inbound = {"type": "mixed", "listen": "127.0.0.1", "listen_port": 1080}
     file = lab.shared / "sing-box.json"
     file.write_text(json.dumps({"inbounds": [inbound], "outbounds": [outbound]}))

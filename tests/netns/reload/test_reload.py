@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.cli.lab import programs
+from gateway.kernel import mark
 from gateway.lab.client import udp as udp_client
-from gateway.lab.observe import http3, opened, talk
+from gateway.lab.observe import http3, opened, talk, tracked_mark
 from gateway.lab.stage import CheckError, Stage, poll
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240), pytest.mark.xdist_group("reload")]
@@ -30,20 +30,6 @@ class Turned(Stage):
     def rules(self) -> dict[str, Any]:
         self.value = self.value or super().rules()
         return self.value
-
-    def hangup(self) -> str:
-        """Apply ``value``; the line in which the gateway says how that went."""
-        assert self.gateway is not None
-        log = self.gateway.err
-        before = len(log.read_text())
-        self.write()
-        self.signal(signal.SIGHUP)
-
-        def said() -> str:
-            lines = log.read_text()[before:].splitlines()
-            return next((line for line in lines if "configuration applied" in line or "configuration kept" in line), "")
-
-        return str(poll(said, "the gateway does not say that it has reloaded"))
 
     def apply(self) -> None:
         assert "configuration applied" in (line := self.hangup()), line
@@ -238,6 +224,7 @@ def test_quic_that_a_sniff_found_direct_goes_home(stage: Turned, family: int) ->
     assert len(rows) == 1, rows
     source = stage.home.lan2.ipv4 if family == 4 else client
     assert f"src={source}" in rows[0], "the client's own flow, not one of the router's"
+    assert tracked_mark(rows[0]) & mark.CLASS == mark.DIRECT, "and one that outlives us under every policy"
 
 
 def test_status_tells_what_the_kernel_refuses_and_a_reload_mends_it(stage: Turned) -> None:

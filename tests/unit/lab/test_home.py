@@ -25,7 +25,9 @@ def test_addresses_are_of_documentation_ranges_and_distinct(seed: int) -> None:
     addresses = [ipaddress.ip_address(text) for site in every for text in (site.ipv4, site.ipv6)]
     assert len(set(addresses)) == 14
     assert all(any(address in network for network in DOCUMENTATION) for address in addresses)
-    for site in (drawn.lan1, drawn.lan2):
+    inside = (drawn.lan1, drawn.lan2, drawn.lan3, drawn.inner)
+    assert len({site.ipv4 for site in inside} | {site.ipv6 for site in inside}) == 8
+    for site in inside:
         assert ipaddress.ip_address(site.ipv4) in ipaddress.ip_network(drawn.lan4)
         assert ipaddress.ip_address(site.ipv6) in ipaddress.ip_network(drawn.lan6)
     assert len(drawn.records) == 8
@@ -51,13 +53,25 @@ def test_batches_name_both_namespaces_and_routes_of_both_families() -> None:
     made = home.topology(drawn, PROGRAMS, NOW)
     names = {host.name: f"x-{host.name}" for host in made.hosts}
     links, rest = wiring.batches(made, names)
-    assert sum(len(lines) for _, lines in links) == len(made.links) == 10
+    assert sum(len(lines) for _, lines in links) == len(made.links) == 13
     router = next(lines for name, lines in links if name == "router")
     assert f"link add name wan mtu 1500 address {drawn.wan_mac} type veth peer name wan mtu 1500 netns x-isp" in router
     lan1 = next(lines for name, lines in rest if name == "lan1")
     assert f"route add default via {drawn.router_lan4}" in lan1
     assert f"route add ::/0 via {drawn.router_lan6}" in lan1
     assert f"addr add {drawn.lan1.ipv6}/64 dev eth0 nodad" in lan1
+    assert any(f"peer name eth0 mtu 1500 address {drawn.lan3_mac} netns x-lan3" in line for line in router)
+
+
+def test_a_second_cable_waits() -> None:
+    """The isp's end has its addresses once there is one."""
+    drawn = home.draw(random.Random(1))
+    made = home.topology(drawn, PROGRAMS, NOW)
+    isp = next(host for host in made.hosts if host.name == "isp")
+    assert not any("wan2" in line for line in wiring.host_lines(isp, made.links))
+    later = wiring.host_lines(isp, (home.second_link(drawn),), first=False)
+    assert f"addr add {home.SECOND[1]}/31 dev wan2" in later
+    assert not any("route" in line for line in later)
 
 
 def test_no_uplink_no_cable() -> None:
