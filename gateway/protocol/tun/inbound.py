@@ -26,7 +26,6 @@ from gateway.protocol.tun.codec import Echo, Packet
 from gateway.protocol.tun.echo import Echoes
 from gateway.protocol.tun.names import Names
 from gateway.protocol.tun.options import InboundOptions
-from gateway.transport.listen import has_ipv6
 
 log = logging.getLogger("gateway.tun")
 
@@ -35,6 +34,7 @@ BATCH = 64
 ERRORS = 100
 """ICMP errors a second; beyond them nothing is said."""
 MTU = 65535
+_HERE = {4: "127.0.0.1", 6: "::1"}
 
 
 class _Sockets(Transparent):
@@ -53,10 +53,9 @@ class Inbound:
         self.device = options.interface_name
         self._options = options
         self._wiring = wiring
-        hosts = {4: "127.0.0.1", 6: "::1"} if has_ipv6() else {4: "127.0.0.1"}
         self._sockets = {
-            family: _Sockets(tag, TransparentOptions(listen=host, udp_timeout=options.udp_timeout), wiring)
-            for family, host in hosts.items()
+            family: _Sockets(tag, TransparentOptions(listen=_HERE[family], udp_timeout=options.udp_timeout), wiring)
+            for family in options.families
         }  # fmt: skip
         servers = options.names_server if options.auto_redirect else {}
         self._names = Names(tag, self.type, wiring, servers) if servers else None
@@ -91,7 +90,7 @@ class Inbound:
         self._tune(device.name)
         await netlink.set_link(device.name, up=True, mtu=self._options.mtu or MTU)
         local = await self._local()
-        ports = {family: sockets.port for family, sockets in self._sockets.items()}
+        ports: dict[int, int] = {family: sockets.port for family, sockets in self._sockets.items()}
         names = 0 if self._names is None else self._names.port
         table.load(plan.tunnel(self._options, device.name, ports, names, local, self._sets))
         await self._route()

@@ -94,7 +94,9 @@ def own(options: InboundOptions, device: str) -> tuple[Address, ...]:
 def routes(options: InboundOptions, device: str, number: int, sets: Sets) -> tuple[Route, ...]:
     """All on the device, and so gone with it: those that lead into it, and those by which packets with the routing bit
     are delivered."""
-    deliver = [Route(device, _EVERY[family], table=mark.TUN_TABLE + number, type="local") for family in (4, 6)]
+    deliver = [
+        Route(device, _EVERY[family], table=mark.TUN_TABLE + number, type="local") for family in options.families
+    ]
     into = [Route(device, net, table=options.table) for net in routed(options, sets)] if options.auto_route else []
     return tuple(normal(route) for route in (*deliver, *into))
 
@@ -113,30 +115,31 @@ def _rules(
 ) -> Iterator[Rule]:  # fmt: skip
     start, nop = options.rule, options.rule + RULES - 1
     at = iter(range(start, nop))
-    there = family in options.families
+    past: dict[str, Any] = {"action": "goto", "target": nop}
 
     def rule(priority: int | None = None, **asked: Any) -> Rule:
         return Rule(family, next(at) if priority is None else priority, proto=mark.TUN_PROTO, **asked)
 
-    yield rule(mark=mark.ROUTE, mask=mark.ROUTE, table=mark.TUN_TABLE + number)
-    if not options.auto_route:
-        if there and family == 6:
-            yield rule(oif=device, table=options.table)
-        return
-    past: dict[str, Any] = {"action": "goto", "target": nop}
-    if options.auto_redirect:
-        if there:
-            yield rule(mark=options.output_mark, mask=0xFFFFFFFF, **past)
-            yield rule(mark=options.input_mark, mask=0xFFFFFFFF, table=options.table)
-            yield rule(nop, action="nop")
-        return
-    yield rule(mark=mark.OWN, mask=mark.SOCKET, **past)
-    if not there:
-        if options.strict_route:
+    if family not in options.families:
+        # Of the host's other family nothing is touched (IPv6 may be switched off) but what is to be strict.
+        if options.auto_route and options.strict_route and not options.auto_redirect:
+            yield rule(mark=mark.ROUTE, mask=mark.ROUTE, **past)
+            yield rule(mark=mark.OWN, mask=mark.SOCKET, **past)
             yield from _lifted(options, rule, past, local)
             yield rule(action="unreachable")
+            yield rule(nop, action="nop")
+        return
+    yield rule(mark=mark.ROUTE, mask=mark.ROUTE, table=mark.TUN_TABLE + number)
+    if not options.auto_route:
+        if family == 6:
+            yield rule(oif=device, table=options.table)
+        return
+    if options.auto_redirect:
+        yield rule(mark=options.output_mark, mask=0xFFFFFFFF, **past)
+        yield rule(mark=options.input_mark, mask=0xFFFFFFFF, table=options.table)
         yield rule(nop, action="nop")
         return
+    yield rule(mark=mark.OWN, mask=mark.SOCKET, **past)
     # What the table asks, by a mark that no packet on its way has: as for a packet that came in through an interface.
     names = PROBE | PROBE_DNS
     # Routes that were asked for come before those that the host has; what is left of "all but" does not.

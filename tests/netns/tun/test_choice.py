@@ -168,6 +168,26 @@ def test_strict_route(rig: Rig, mode: str) -> None:
 
 
 @BOTH
+def test_where_ipv6_is_switched_off(rig: Rig, mode: str) -> None:
+    """A tun of IPv4 alone asks for nothing of the other family."""
+    name = "net.ipv6.conf.all.disable_ipv6"
+    addresses = rig.gateway.run(["ip", "-6", "-o", "address"], check=True).out
+    rig.gateway.run(["sysctl", "-qw", f"{name}=1", "net.ipv6.conf.default.disable_ipv6=1"], check=True)
+    try:
+        with rig.ours(MODES[mode] | {"address": "172.19.0.1/30"}):
+            for place in ("client", "gateway"):
+                assert carried(rig, place, SITE4) == TAKEN
+            assert rig.gateway.run(["ip", "-6", "rule"]).out.count("proto 239") == 0
+    finally:
+        rig.gateway.run(["sysctl", "-qw", f"{name}=0", "net.ipv6.conf.default.disable_ipv6=0"], check=True)
+        for line in addresses.splitlines():
+            words = line.split()
+            if words[1] != "lo" or words[3] != "::1/128":
+                rig.gateway.run(["ip", "address", "replace", words[3], "dev", words[1], "nodad"])
+        rig.gateway.run(["ip", "-6", "route", "replace", "default", "via", NEAR[1]], check=True)
+
+
+@BOTH
 def test_port_53(rig: Rig, mode: str) -> None:
     """A rule answers what clients ask, whomever they ask beyond the tun; with auto_redirect the gateway and the
     neighbours too."""
