@@ -27,6 +27,8 @@ pytestmark = [
 FAR, OTHER = (SITES[0], SITES[4]), (SITES[1], SITES[5])
 USERS = {"gateway": None, "somebody": User(4711, 4711)}
 Flow = tuple[str, str, str, int]
+PORTS = iter(range(20000, 30000))
+"""Source ports, below the ephemeral ones."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -49,18 +51,19 @@ ASK = """
 import json, socket, sys, threading
 flows = json.loads(sys.argv[1])
 found = [None] * len(flows)
-def ask(index, who, kind, site, port):
+def ask(index, source, kind, site, port):
     sock = socket.socket(socket.AF_INET6 if ":" in site else socket.AF_INET,
                          socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
     sock.settimeout(5)
     answered = False
     try:
+        sock.bind(("", source))
         sock.connect((site, port))
         sock.send(b"?")
         answered = bool(sock.recv(200))
     except OSError:
         pass
-    found[index] = answered, sock.getsockname()[1]
+    found[index] = answered
 threads = [threading.Thread(target=ask, args=(index, *flow)) for index, flow in enumerate(flows)]
 for thread in threads:
     thread.start()
@@ -87,14 +90,16 @@ def flows() -> Iterator[Flow]:
 
 
 def asked(rig: Rig, log: Callable[[], str]) -> dict[Flow, str]:
-    """By flow: "tun", "past" it, or "no answer". Who lets a flow in writes down its source port."""
+    """By flow: "tun", "past" it, or "no answer". Who lets a flow in writes down its source port, which no other has."""
     found = {}
     for who in ("client", "guest", *USERS):
         mine = [flow for flow in flows() if flow[0] == who]
         host = rig.gateway if who in USERS else getattr(rig, who)
-        done = host.run([sys.executable, "-c", ASK, json.dumps(mine)], user=USERS.get(who), check=True)
-        for flow, (answered, port) in zip(mine, done.json(), strict=True):
-            entered = any(re.search(rf":{port}\b", line) for line in log().splitlines() if "tun-in" in line)
+        sources = [next(PORTS) for _ in mine]
+        asking = json.dumps([(source, *flow[1:]) for source, flow in zip(sources, mine, strict=True)])
+        done = host.run([sys.executable, "-c", ASK, asking], user=USERS.get(who), check=True)
+        for flow, source, answered in zip(mine, sources, done.json(), strict=True):
+            entered = any(re.search(rf":{source}\b", line) for line in log().splitlines() if "tun-in" in line)
             found[flow] = "no answer" if not answered else "tun" if entered else "past"
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import sys
 import threading
@@ -336,4 +337,5 @@ class Ours:
     def close(self) -> None:
         self.stop()
         done = self.command("down")
+        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
         assert done.ok, done.err
