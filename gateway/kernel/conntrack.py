@@ -34,7 +34,7 @@ from gateway.kernel.nft.message import (
 
 NETFILTER = 12
 NEW, GET, DELETE = (CONNTRACK << 8 | number for number in (0, 1, 2))
-ORIGINAL, REPLY, STATUS, TIMEOUT, MARK, COUNTED, COUNTED_BACK, MASK = 1, 2, 3, 7, 8, 9, 10, 21
+ORIGINAL, REPLY, STATUS, TIMEOUT, MARK, COUNTED, COUNTED_BACK, ID, MASK = 1, 2, 3, 7, 8, 9, 10, 12, 21
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
@@ -52,18 +52,43 @@ class Entry(NamedTuple):
 
 
 class Count(NamedTuple):
+    """Bytes from the IP header on. A packet that the kernel holds as one counts as one (GSO, up to 64 KB)."""
+
     packets: int
     bytes: int
+
+    def plus(self, other: Count) -> Count:
+        return Count(self.packets + other.packets, self.bytes + other.bytes)
+
+
+NOTHING = Count(0, 0)
 
 
 class Counted(NamedTuple):
     """A flow with the seconds that it may be silent, and what was counted of each direction: None where conntrack did
-    not count when it began."""
+    not count when it began. ``number``: the kernel's for the entry, a hash of 32 bits that a later one may have too."""
 
     entry: Entry
     timeout: int
     up: Count | None
     down: Count | None
+    number: int = 0
+    short_up: Count = NOTHING
+    short_down: Count = NOTHING
+    """What went the short way of flow offload, which conntrack has not seen."""
+
+    @property
+    def sent(self) -> Count | None:
+        return self.up.plus(self.short_up) if self.up is not None else None
+
+    @property
+    def received(self) -> Count | None:
+        return self.down.plus(self.short_down) if self.down is not None else None
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What tells it from the others that run."""
+        return self.number, self.entry.source.port, self.entry.destination.port
 
 
 def delete_request(mark: int, mask: int, family: int = socket.AF_UNSPEC) -> bytes:
@@ -123,7 +148,9 @@ def parse(found: dict[int, bytes]) -> Counted | None:
     entry = _entry(found)
     if entry is None:
         return None
-    return Counted(entry, _number(found, TIMEOUT), _count(found, COUNTED), _count(found, COUNTED_BACK))
+    return Counted(
+        entry, _number(found, TIMEOUT), _count(found, COUNTED), _count(found, COUNTED_BACK), _number(found, ID)
+    )
 
 
 def _dump(mark: int, mask: int) -> Iterator[dict[int, bytes]]:

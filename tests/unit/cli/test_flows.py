@@ -14,17 +14,19 @@ import pytest
 
 from gateway.cli import flows as command
 from gateway.cli import instance, main
+from gateway.core.account import Row
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
 from gateway.core.flow import Device, Flow, Process
-from gateway.flows import KEYS, Chosen, Row, listing
+from gateway.flows import KEYS, Chosen, listing
 from gateway.kernel.conntrack import Count, Counted, Entry
 from gateway.service.control import Control
 
 CLIENT, SITE = Address.of("192.168.7.10", 40000), Address.of("203.0.113.2", 443)
 FIELDS = {
     "plane", "network", "source", "destination", "name", "inbound", "chain", "rule", "up", "down", "packets_up",
-    "packets_down", "age", "timeout", "destinations", "device", "hostname", "process", "pid", "user",
+    "packets_down", "age", "timeout", "destinations", "device", "hostname", "process", "pid", "user", "rate_up",
+    "rate_down",
 }  # fmt: skip
 
 
@@ -68,8 +70,12 @@ def names(address: IP, client: IP) -> tuple[str, ...]:
     return ("learned.example", "other.example")
 
 
+async def answer_of(*words: Any, **more: Any) -> dict[str, Any]:
+    return msgspec.structs.asdict(await listing(*words, **more))
+
+
 def listed(running: list[Runs], kernel: Generator[Counted, None, None] | None = None, **request: Any) -> dict[str, Any]:
-    return asyncio.run(listing(running, kernel, names, Devices(), 100.0, request))
+    return asyncio.run(answer_of(running, kernel, names, Devices(), 100.0, request))
 
 
 def test_a_flow_of_userspace() -> None:
@@ -94,12 +100,12 @@ def test_a_flow_of_the_kernel() -> None:
 
 def test_order() -> None:
     rows = [
-        Row("userspace", "tcp", "10.0.0.10:1", "b:1", chain=("proxy",), up=1, down=9, age=5.0),
-        Row("userspace", "tcp", "10.0.0.9:1", "c:1", chain=("auto", "proxy"), up=4, down=2, age=9.0),
+        Row("userspace", "tcp", "10.0.0.10:1", "b:1", chain=("proxy",), up=1, down=9, age=5.0, rate_up=0, rate_down=1),
+        Row("userspace", "tcp", "10.0.0.9:1", "c:1", chain=("auto", "proxy"), up=4, down=2, age=9.0, rate_up=2),
         Row("kernel", "tcp", "10.0.0.9:2", "a:1", chain=("direct",)),
     ]
-    orders = {"bytes": "012", "up": "102", "down": "012", "age": "102", "source": "120", "destination": "201",
-              "outbound": "120", "process": "012"}  # fmt: skip
+    orders = {"bytes": "012", "up": "102", "down": "012", "rate": "102", "age": "102", "source": "120",
+              "destination": "201", "outbound": "120", "process": "012"}  # fmt: skip
     assert orders.keys() == KEYS.keys()
     for key, order in orders.items():
         chosen = Chosen(key, ())
@@ -145,7 +151,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def ask(running: list[Runs], kernel: Generator[Counted, None, None], *words: str) -> tuple[str, str]:
         async def body() -> int:
             control = Control(
-                tmp_path / "main", {"flows": lambda request: listing(running, kernel, names, Devices(), 100, request)}
+                tmp_path / "main", {"flows": lambda request: answer_of(running, kernel, names, Devices(), 100, request)}
             )
             await control.start()
             try:
@@ -188,7 +194,7 @@ def test_table(said: Any) -> None:
 
 def test_a_device_is_named_in_both_planes() -> None:
     devices = Devices("00:53:00:00:00:01", "lan", "phone")
-    answer = asyncio.run(listing([runs()], tracked(), names, devices, 100.0, {"filter": ["phone"]}))
+    answer = asyncio.run(answer_of([runs()], tracked(), names, devices, 100.0, {"filter": ["phone"]}))
     assert [(row.device, row.hostname) for row in answer["flows"]] == [("00:53:00:00:00:01", "phone")] * 2
     flows = msgspec.to_builtins(answer["flows"])
     assert [line.split()[2] for line in command.table(flows)[1:]] == ["phone:40000", "phone:0"]
@@ -203,12 +209,12 @@ def test_owners_of_flows_of_this_host() -> None:
         return {0: shell, 1: Process("", 77)}.get(source.port)
 
     flow = runs().flow._replace(process=shell)
-    answer = asyncio.run(listing([Runs(flow)], tracked(100), names, Devices(), 100.0, {"sort": "process"}, owner))
+    answer = asyncio.run(answer_of([Runs(flow)], tracked(100), names, Devices(), 100.0, {"sort": "process"}, owner))
     rows = [(row.plane, row.process, row.pid, row.user) for row in answer["flows"]]
     known = ("/usr/bin/cu\x1brl", 4242, "alice")
     assert rows[:2] == [("userspace", *known), ("kernel", *known)]
     assert set(rows[2:]) == {("kernel", None, None, "77"), ("kernel", None, None, None)}
-    found = asyncio.run(listing([], tracked(5), names, Devices(), 100.0, {"filter": ["alice"]}, owner))["flows"]
+    found = asyncio.run(answer_of([], tracked(5), names, Devices(), 100.0, {"filter": ["alice"]}, owner))["flows"]
     assert [row.source for row in found] == ["192.168.7.10:0"]
     lines = command.table(json.loads(json.dumps(msgspec.to_builtins(answer["flows"]))))
     assert lines[0].split()[4] == "PROCESS"
@@ -221,7 +227,7 @@ def test_icmp_has_no_owner() -> None:
     def owner(*asked: Any) -> Process | None:
         raise AssertionError(asked)
 
-    assert asyncio.run(listing([], tracked(protocol=1), names, Devices(), 100.0, {}, owner))["flows"][0].user is None
+    assert asyncio.run(answer_of([], tracked(protocol=1), names, Devices(), 100.0, {}, owner))["flows"][0].user is None
 
 
 def test_a_name_does_not_steer_the_terminal() -> None:
