@@ -17,11 +17,12 @@ from gateway.core.errors import GatewayError, KernelError
 from gateway.core.flow import Flow, Network, Process
 from gateway.flows import DIRECT, NETWORKS, Before, FlowKey, Rates, batches, learned_names, listing, owner_of
 from gateway.host import Host
-from gateway.kernel import conntrack, mark
+from gateway.kernel import mark
 from gateway.kernel.bpf.offload import ends
 from gateway.kernel.conntrack import NOTHING, Count, Counted
 from gateway.kernel.ended import Ended
 from gateway.kernel.plan import Verdict
+from gateway.kernel.shape import counted
 from gateway.ledger import Ledger
 from gateway.plane import Plane
 from gateway.route.retrace import retrace
@@ -164,7 +165,7 @@ class Accounts:
             self._ledger.begin()
             whole = False
             try:
-                yield merged(conntrack.counted(mark.DIRECT, mark.CLASS), counts)
+                yield merged(counted(mark.DIRECT, mark.CLASS), counts)
                 whole = True
             finally:
                 self._ledger.finish(whole)
@@ -175,11 +176,15 @@ class Accounts:
             if tracked is not None:
                 async for batch in batches(tracked):
                     for found in batch:
-                        self._note(found, owner_of(found, self._owner))
+                        self._note(found)
                         yield found
 
-    def _note(self, found: Counted, process: Process | None) -> None:
-        self._ledger.note(found, self._outbound, "" if process is None else process.path)
+    def _note(self, found: Counted) -> None:
+        self._ledger.note(found, self._key)
+
+    def _key(self, found: Counted) -> Key:
+        process = owner_of(found, self._owner)
+        return Key(self._outbound, found.entry.source.host, "" if process is None else process.path)
 
     def _owner(self, network: Network, source: Address, destination: Address) -> Process | None:
         return self._plane.owners.find(network, source, destination, search=False)
@@ -230,7 +235,7 @@ class Accounts:
         if offload is not None:
             there, back = ways(found)
             found = found._replace(short_up=offload.count(there), short_down=offload.count(back))
-        self._ledger.end(found, self._outbound)
+        self._ledger.end(found, lambda ended: Key(self._outbound, ended.entry.source.host))
 
 
 def ways(found: Counted) -> tuple[bytes, bytes]:

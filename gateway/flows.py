@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from contextlib import closing
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
@@ -28,7 +28,7 @@ BATCH = 256
 TRACED = 1000
 """Flows of which the rule is looked for: it takes as long as deciding them."""
 STEP = 32
-"""The same in one go."""
+"""Rows made in one go."""
 
 DIRECT = ("direct",)
 NETWORKS = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmp6"}
@@ -51,7 +51,18 @@ def _natural(text: str) -> list[str | int]:
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
 
 
-KEYS: dict[str, Callable[[Row], Any]] = {
+class Counts(NamedTuple):
+    """What the keys ask that are in ``BY_COUNT``."""
+
+    up: int | None = None
+    down: int | None = None
+    rate_up: float | None = None
+    rate_down: float | None = None
+    age: float | None = None
+
+
+BY_COUNT = {"bytes", "up", "down", "rate", "age"}
+KEYS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda row: _falling(None if row.up is None or row.down is None else row.up + row.down),
     "up": lambda row: _falling(row.up),
     "down": lambda row: _falling(row.down),
@@ -65,13 +76,17 @@ KEYS: dict[str, Callable[[Row], Any]] = {
 
 
 class Chosen:
-    """The first ``limit`` rows by ``sort`` of those that hold all ``words``; never twice as many at once."""
+    """The first ``limit`` rows by ``sort`` of those that hold all ``words``; never twice as many at once.
+
+    A row of the kernel is made when it is needed, as it costs more than reading it did."""
 
     def __init__(self, sort: str, words: Sequence[str], limit: int = LIMIT) -> None:
+        self.by_count = sort in BY_COUNT and not words
+        """Whether the counts alone say if a row is among them."""
         self._key = KEYS[sort]
         self._words = words
         self._limit = limit
-        self._rows: list[tuple[Any, Row, Counted | None]] = []
+        self._rows: list[tuple[Any, Row | None, Counted | None]] = []
         self.left_out = 0
 
     def add(self, row: Row, found: Counted | None = None) -> None:
@@ -81,16 +96,22 @@ class Chosen:
             if len(self._rows) >= 2 * self._limit:
                 self._cut()
 
+    def hold(self, counts: Counts, found: Counted) -> None:
+        """A row that need not be made yet; only where ``by_count``."""
+        self._rows.append((self._key(counts), None, found))
+        if len(self._rows) >= 2 * self._limit:
+            self._cut()
+
     def _cut(self) -> None:
         self._rows.sort(key=itemgetter(0))
         self.left_out += max(0, len(self._rows) - self._limit)
         del self._rows[self._limit :]
 
     def rows(self) -> list[Row]:
-        return [row for row, _ in self.chosen()]
+        return [row for row, _ in self.chosen() if row is not None]
 
-    def chosen(self) -> list[tuple[Row, Counted | None]]:
-        """As ``rows``, each with what it was made of."""
+    def chosen(self) -> list[tuple[Row | None, Counted | None]]:
+        """As ``rows``, each with what it was made of, or is to be."""
         self._cut()
         return [(row, found) for _, row, found in self._rows]
 
@@ -194,7 +215,7 @@ async def batches(tracked: Generator[Counted, None, None]) -> AsyncIterator[list
 async def listing(
     running: Sequence[Running], tracked: Generator[Counted, None, None] | None, names: Names, devices: Devices,
     now: float, request: dict[str, Any], owner: Owner = lambda network, source, destination: None,
-    noted: Callable[[Counted, Process | None], None] = lambda found, process: None, trace: Traced | None = None,
+    noted: Callable[[Counted], None] = lambda found: None, trace: Traced | None = None,
     rates: Rates | None = None,
 ) -> Listing:  # fmt: skip
     """The answer to ``request`` (``sort``, ``filter``). ``tracked`` is read in a thread; ``names``, ``devices``,
@@ -212,24 +233,35 @@ async def listing(
     if tracked is not None:
         async for batch in batches(tracked):
             for found in batch:
-                process = owner_of(found, owner)
-                noted(found, process)
-                chosen.add(kernel_row(found, names, devices, process, rates), found)
-    rows = chosen.chosen()
-    if trace is not None:
-        await _trace(rows, trace, owner)
-    return Listing([row for row, _ in rows], chosen.left_out)
-
-
-async def _trace(rows: list[tuple[Row, Counted | None]], trace: Traced, owner: Owner) -> None:
-    done = 0
-    for index, (row, found) in enumerate(rows):
-        if found is None:
-            continue
-        if done == TRACED:
-            return
-        done += 1
-        if done % STEP == 0:
+                noted(found)
+                if chosen.by_count:
+                    chosen.hold(_counts(found, rates), found)
+                else:
+                    chosen.add(kernel_row(found, names, devices, owner_of(found, owner), rates), found)
+    rows: list[Row] = []
+    traced = 0
+    for index, (row, made_of) in enumerate(chosen.chosen()):
+        if index % STEP == 0:
             await asyncio.sleep(0)
-        if (told := trace(found, owner_of(found, owner))) is not None:
-            rows[index] = structs.replace(row, rule=told[0], chain=told[1] or row.chain), found
+        if made_of is not None:
+            process = owner_of(made_of, owner)
+            row = row or kernel_row(made_of, names, devices, process, rates)
+            if trace is not None and traced < TRACED:
+                traced += 1
+                if (told := trace(made_of, process)) is not None:
+                    row = structs.replace(row, rule=told[0], chain=told[1] or row.chain)
+        assert row is not None
+        rows.append(row)
+    return Listing(rows, chosen.left_out)
+
+
+def _counts(found: Counted, rates: Rates | None) -> Counts:
+    up, down = found.sent, found.received
+    if up is None or down is None:
+        return _UNKNOWN
+    if rates is None:
+        return Counts(up.bytes, down.bytes)
+    return Counts(up.bytes, down.bytes, **rates.of(found.key, up.bytes, down.bytes))
+
+
+_UNKNOWN = Counts()

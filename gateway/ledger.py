@@ -6,6 +6,7 @@ after the last look is not known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.core.account import Key, Tally
@@ -41,15 +42,15 @@ class Ledger:
     def begin(self) -> None:
         self._fresh, self._ended = {}, set()
 
-    def note(self, found: Counted, outbound: str, process: str) -> None:
-        """``process``: see ``Key``; asked for at the flow's first look."""
+    def note(self, found: Counted, key_of: Callable[[Counted], Key]) -> None:
+        """``key_of`` is asked at the flow's first look."""
         key = found.key
         if self._fresh is None or key in self._ended:
             return
         before = self._fresh.get(key) or self._known.get(key)
         if before is None and len(self._fresh) >= KNOWN:
             return
-        whose = Key(outbound, found.entry.source.host, process) if before is None else before.key
+        whose = key_of(found) if before is None else before.key
         self._fresh[key] = self._add(before, whose, found)
 
     def finish(self, whole: bool) -> None:
@@ -60,14 +61,14 @@ class Ledger:
             self._known.pop(key, None)
         self._ended = set()
 
-    def end(self, found: Counted, outbound: str) -> None:
+    def end(self, found: Counted, key_of: Callable[[Counted], Key]) -> None:
         """With its last counts."""
         key = found.key
         before = self._known.pop(key, None)
         if self._fresh is not None:
             self._ended.add(key)
             before = self._fresh.pop(key, before)
-        whose = Key(outbound, found.entry.source.host) if before is None else before.key
+        whose = key_of(found) if before is None else before.key
         self._add(before, whose, found)
 
     def _add(self, before: _Known | None, key: Key, found: Counted) -> _Known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
@@ -133,14 +133,7 @@ def delete_flow(network: Literal["tcp", "udp"], source: Address, destination: Ad
 
 def dump(mark: int = 0, mask: int = 0) -> list[Entry]:
     """Entries with ``entry.mark & mask == mark``, both families; all of them where ``mask`` is 0."""
-    return [entry for found in _dump(mark, mask) if (entry := _entry(found)) is not None]
-
-
-def counted(mark: int = 0, mask: int = 0) -> Generator[Counted, None, None]:
-    """As ``dump``, one after another as they are asked for, with timeout and counters."""
-    for found in _dump(mark, mask):
-        if (flow := parse(found)) is not None:
-            yield flow
+    return [entry for found in dumped(mark, mask) if (entry := _entry(attributes(found))) is not None]
 
 
 def parse(found: dict[int, bytes]) -> Counted | None:
@@ -153,11 +146,12 @@ def parse(found: dict[int, bytes]) -> Counted | None:
     )
 
 
-def _dump(mark: int, mask: int) -> Iterator[dict[int, bytes]]:
+def dumped(mark: int, mask: int) -> Iterator[bytes]:
+    """The attributes of each such entry, as they come."""
     wanted = u32(MARK, mark) + u32(MASK, mask) if mask else b""
     for answer in _talk(message(GET, REQUEST | DUMP, 1, socket.AF_UNSPEC, wanted), "conntrack dump"):
         if answer.kind == NEW:
-            yield attributes(answer.payload[4:])
+            yield answer.payload[4:]
 
 
 def _count(found: dict[int, bytes], kind: int) -> Count | None:

@@ -40,10 +40,9 @@ def retrace(
 
     stays = engine.stays(subject)
     for index, (match, action, _) in enumerate(engine.rules):
-        if isinstance(action, Bypass) and not action.outbound:
-            if index == stays:
-                return index, ""
-        elif isinstance(action, Route | Bypass) and direct(action.outbound):
+        if isinstance(action, Bypass) and index == stays:
+            return index, ""
+        if isinstance(action, Route | Bypass) and direct(action.outbound):
             if not possible(match, subject, hidden, engine.sets):
                 continue
             certain = not asks(match, hidden, engine.sets) and matches(match, subject)
