@@ -14,11 +14,11 @@ import pytest
 
 from gateway.cli import flows as command
 from gateway.cli import instance, main
-from gateway.core.account import Row
+from gateway.core.account import Row, Total
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
 from gateway.core.flow import Device, Flow, Process
-from gateway.flows import KEYS, Chosen, listing
+from gateway.flows import KEYS, TRACED, Chosen, Rates, listing
 from gateway.kernel.conntrack import Count, Counted, Entry
 from gateway.service.control import Control
 
@@ -30,7 +30,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class Runs:
     flow: Flow
     since: float = 90.0
@@ -190,6 +190,66 @@ def test_table(said: Any) -> None:
     assert first == ("kernel     tcp  192.168.7.10:0      learned.example:443  direct      1.2 MB  1.2 MB    -      -")
     assert second.split()[-6:] == ["1.0", "KB", "2.0", "KB", "10s", "final"]
     assert err == ""
+
+
+def test_rates_need_two_looks(said: Any) -> None:
+    """Of flows that the first look has not seen all is new; so is it where a count fell."""
+    old, fell, new = runs(), runs(up=10), runs()
+    (entry,) = tracked(up=Count(9, 900), down=Count(9, 1900))
+    before = {old: (400, 1000), fell: (500, 0), entry.key: (100, 900)}
+    kernel = (one for one in [entry, entry._replace(number=7, short_up=Count(1, 100)), *tracked()])
+    found = asyncio.run(answer_of([old, fell, new], kernel, names, Devices(), 100.0, {"sort": "rate"},
+                                  rates=Rates(before, 2.0)))["flows"]  # fmt: skip
+    assert [(row.plane, row.up, row.rate_up, row.rate_down) for row in found] == [
+        ("userspace", 1000, 500.0, 1000.0), ("kernel", 1000, 500.0, 950.0), ("userspace", 10, 5.0, 1000.0),
+        ("kernel", 900, 400.0, 500.0), ("userspace", 1000, 300.0, 500.0), ("kernel", None, None, None),
+    ]  # fmt: skip
+    lines = command.table(json.loads(json.dumps(msgspec.to_builtins(found))))
+    assert [len(line) for line in lines] == [len(lines[0])] * 7
+    assert lines[0].split()[-3:] == ["RATE", "AGE", "RULE"]
+    assert [line.split()[-1] for line in lines[1:]] == ["3", "-"] * 3
+    assert "1.5 KB/s" in lines[1]
+
+
+def test_the_short_way_is_part_of_what_is_listed() -> None:
+    (one,) = tracked(up=Count(1, 10), down=Count(2, 20))
+    one = one._replace(short_up=Count(5, 500), short_down=Count(7, 700))
+    (row,) = listed([], (found for found in [one]))["flows"]
+    assert (row.up, row.down, row.packets_up, row.packets_down) == (510, 720, 6, 9)
+    (row,) = listed([], (found for found in [one._replace(up=None, down=None)]))["flows"]
+    assert (row.up, row.down) == (None, None), "a part of an unknown number"
+
+
+def test_a_rule_is_looked_for_among_those_listed_alone() -> None:
+    asked: list[int] = []
+
+    def trace(found: Counted, process: Process | None) -> tuple[int, tuple[str, ...]] | None:
+        asked.append(found.entry.source.port)
+        return {0: (4, ()), 1: (5, ("auto", "direct"))}.get(found.entry.source.port)
+
+    def body(count: int) -> Any:
+        return asyncio.run(
+            answer_of([runs()], tracked(count), names, Devices(), 100.0, {"sort": "source"}, trace=trace)
+        )
+
+    found = body(3)["flows"]
+    assert [(row.source.rpartition(":")[2], row.rule, row.chain) for row in found] == [
+        ("0", 4, ("direct",)), ("1", 5, ("auto", "direct")), ("2", None, ("direct",)), ("40000", 3, ("auto", "proxy")),
+    ]  # fmt: skip
+    asked.clear()
+    assert len(body(TRACED + 50)["flows"]) == TRACED + 51
+    assert len(asked) == TRACED
+
+
+def test_totals_as_a_table() -> None:
+    lines = command.totals(
+        [Total("ph\x1bone", 2, 3_000_000, 40, 1_000_000, 2_000_000)._asdict(), Total("x" * 300, 1, 5)._asdict()],
+        "device",
+    )
+    assert lines[0].split() == ["DEVICE", "FLOWS", "UP", "DOWN", "BYTES", "PACKETS"]
+    assert lines[1].split() == ["ph?one", "2", "1.0", "MB", "2.0", "MB", "3.0", "MB", "40"]
+    assert lines[2].split()[1:] == ["1", "-", "-", "5", "B", "-"]
+    assert max(map(len, lines)) <= 120
 
 
 def test_a_device_is_named_in_both_planes() -> None:
