@@ -5,9 +5,9 @@
  *
  * `learn`, where packets leave, looks at some that the kernel has forwarded: it keeps how the packet came (as conntrack
  * has it) and how it leaves (as the packet itself shows: addresses, ports, link layer). `forward`, where packets arrive,
- * sends those of a known flow the same way at once. Whatever is not plain stays on the long way: the first and last
- * packets of a connection, fragments, IP options, packets that are too large or too old. Each flow goes the long way
- * again once in LIFE, so nothing needs to be told to forget it.
+ * sends those of a known flow the same way at once, and counts them. Whatever is not plain stays on the long way: the
+ * first and last packets of a connection, fragments, IP options, packets that are too large or too old. Each flow goes
+ * the long way again once in LIFE, so nothing needs to be told to forget it; its count stays.
  *
  * Conntrack sees few of the packets, so that its window check must be off (nf_conntrack_tcp_be_liberal). Ethernet alone.
  * Needs tcx (Linux 6.6), and BTF.
@@ -54,6 +54,14 @@ struct {
 	__type(key, struct flow);
 	__type(value, struct hop);
 } flows SEC(".maps");
+
+/* All that went the short way, by CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct count);
+} carried SEC(".maps");
 
 /* Until when some flow of these ports may be known. */
 struct {
@@ -281,7 +289,7 @@ int learn(struct __sk_buff *ctx)
 	const struct nf_conn___read *entry;
 	struct shape shape;
 	struct flow flow;
-	struct hop hop;
+	struct hop hop, *old;
 	struct ends back;
 	unsigned long tracked, status;
 	__u32 zero = 0, headers, *count = bpf_map_lookup_elem(&left, &zero);
@@ -326,6 +334,13 @@ int learn(struct __sk_buff *ctx)
 	last = bpf_map_lookup_elem(&latest, &zero);
 	if (!place || !last || bpf_skb_load_bytes(ctx, 0, hop.ether, ETH))
 		return TCX_NEXT;
+	hop.entry = (__u64)entry;
+	/* Nobody adds to it now: what is known goes the short way, and comes here without an entry. */
+	old = bpf_map_lookup_elem(&flows, &flow);
+	if (old && old->entry == hop.entry && (flow.protocol == IPPROTO_TCP || hop.until < old->until + STREAM)) {
+		hop.packets = old->packets;
+		hop.bytes = old->bytes;
+	}
 	bpf_map_update_elem(&flows, &flow, &hop, BPF_ANY);
 	*place = *last = hop.until;
 	return TCX_NEXT;
@@ -368,6 +383,7 @@ int forward(struct __sk_buff *ctx)
 	struct shape shape;
 	struct flow flow;
 	struct hop *hop;
+	struct count *all;
 	__u32 zero = 0, headers, segment, size;
 	__u64 *place, *any, now;
 	__u8 less;
@@ -390,9 +406,11 @@ int forward(struct __sk_buff *ctx)
 	hop = bpf_map_lookup_elem(&flows, &flow);
 	if (!hop)
 		return TCX_NEXT;
+	if (hop->until < now)
+		return TCX_NEXT;
 	last = bounds(ctx, &shape, &headers);
-	if (last || hop->until < now) {
-		bpf_map_delete_elem(&flows, &flow);
+	if (last) {
+		hop->until = 0;
 		return TCX_NEXT;
 	}
 	/* Each by itself: a compiler that chooses between two addresses first is not followed by the verifier. */
@@ -409,6 +427,13 @@ int forward(struct __sk_buff *ctx)
 		/* A network card's sum over the packet covers it; in IPv4 the header's own checksum outweighs the change. */
 		if (bpf_skb_store_bytes(ctx, ETH + HOP_LIMIT, &less, 1, BPF_F_RECOMPUTE_CSUM))
 			return TC_ACT_SHOT;
+	}
+	__sync_fetch_and_add(&hop->packets, 1);
+	__sync_fetch_and_add(&hop->bytes, ctx->len - ETH);
+	all = bpf_map_lookup_elem(&carried, &zero);
+	if (all) {
+		all->packets++;
+		all->bytes += ctx->len - ETH;
 	}
 	ctx->priority = hop->priority;
 	ctx->mark = hop->mark;

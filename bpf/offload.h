@@ -11,7 +11,9 @@
 /* Nanoseconds after which a flow goes the long way again, until it is learned again: the kernel then looks at its route,
  * its neighbour, its rules, and its timeout anew. */
 #define LIFE 1000000000ull
-/* Directions of flows at once, about 200 bytes each; at the bound the one unused longest is forgotten. */
+/* Nanoseconds after which conntrack has forgotten a silent UDP flow: an entry at the same place is another's. */
+#define STREAM 120000000000ull
+/* Directions of flows at once, about 200 bytes each; at the bound the one unused longest is forgotten, and its count. */
 #define FLOWS 16384
 /* Places for pairs of ports, a power of two: most packets of short flows are told from those of learned ones by these
  * alone. */
@@ -51,6 +53,15 @@ struct hop {
 	__u16 ports;
 	__u8 ether[14];
 	__u8 pad[2];
+	/* Of its packets that went the short way, as conntrack would have counted them. */
+	__u64 packets;
+	__u64 bytes; /* from the IP header on */
+	__u64 entry; /* conntrack's, of whom they are: another connection may have the same ends later */
+};
+
+struct count {
+	__u64 packets;
+	__u64 bytes;
 };
 
 #endif

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from msgspec import structs
+
+from gateway.accounts import Accounts
 from gateway.config.root import Config
+from gateway.core.account import By
 from gateway.core.errors import ConfigError, GatewayError
-from gateway.flows import listing
 from gateway.host import Host, undo
-from gateway.kernel import conntrack, descriptors, mark
+from gateway.kernel import descriptors, mark
 from gateway.kernel.journal import Journal
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
@@ -46,6 +48,7 @@ class Box:
         self._journal: Journal | None = None
         self.plane = Plane(config, leases, _mark(config), self._record, self.host is not None, own)
         self.kernel = None if self.host is None or options is None else Kernel(options, config, self.host, self.plane)
+        self.accounts = Accounts(self.plane, self.host, self.kernel)
 
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
@@ -132,12 +135,16 @@ class Box:
                        judge)  # fmt: skip
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What ``gateway flows`` shows. Raises GatewayError."""
-        plane = self.plane
-        tracked = None if self.kernel is None else conntrack.counted(mark.DIRECT, mark.CLASS)
-        now = plane.edge.loop.time()
-        owner = partial(plane.owners.find, search=False)
-        return await listing(plane.router.flows(), tracked, plane.resolver.learned, plane.devices, now, request, owner)
+        """What ``gateway flows`` shows: totals where ``by`` is asked for, else what runs. Raises GatewayError."""
+        if by := request.get("by"):
+            if by not in get_args(By):
+                raise GatewayError(f'no totals by "{by}"; there are: {", ".join(get_args(By))}')
+            return {"totals": [total._asdict() for total in await self.accounts.totals(by)]}
+        interval = request.get("interval", 0)
+        if not isinstance(interval, int | float):
+            raise GatewayError("the interval is a number of seconds")
+        words = [str(word) for word in request.get("filter", [])]
+        return structs.asdict(await self.accounts.flows(request.get("sort", "bytes"), words, float(interval)))
 
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""
@@ -145,7 +152,11 @@ class Box:
         kernel = {} if self.kernel is None else self.kernel.status()
         uptime = round(time.time() - self.started, 1)
         files = dict(zip(("open", "limit"), descriptors.used(), strict=True))
-        return {"state": self.state, "uptime": uptime, "files": files, **self.plane.status(), **host, **kernel}
+        classes = [total._asdict() for total in self.accounts.classes()]
+        return {
+            "state": self.state, "uptime": uptime, "files": files, **self.plane.status(), "classes": classes,
+            "looks": self.accounts.looks, **host, **kernel,
+        }  # fmt: skip
 
 
 def gateway_options(config: Config) -> GatewayOptions | None:

@@ -33,6 +33,8 @@ from gateway.uplink.dnsmasq.daemon import undo as undo_process
 from gateway.uplink.lan import Lans
 from gateway.uplink.uplinks import Uplinks
 
+ACCOUNTING = "net/netfilter/nf_conntrack_acct"
+
 log = logging.getLogger(__name__)
 
 
@@ -56,11 +58,16 @@ class Host:
         self._offload: Offload | None = None
         self._offload_problem = ""
         """Why flows are not offloaded as wanted."""
+        self._carried = conntrack.NOTHING
+        """What went the short way of offload objects that are gone."""
+        self._counting = False
+        """It was us who switched accounting on."""
 
     async def start(self) -> None:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding."""
         self._base(self.options)
+        self._account(self.options)
         await self.netlink.__aenter__()
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
@@ -80,6 +87,7 @@ class Host:
         """Apply what differs. Raises KernelError; what stood before goes on."""
         self._base(options)
         self.options = options
+        self._account(options)
         self._clamp()
         self._attach_offload()
         await self.uplinks.reload(options.uplinks)
@@ -134,8 +142,30 @@ class Host:
 
     def _detach_offload(self) -> None:
         if self._offload is not None:
+            self._carried = self.short_way
             self._offload.close()
             self._offload = None
+
+    def _account(self, options: GatewayOptions) -> None:
+        """Of flows that begin from now on. What was switched on by others stays on."""
+        wanted = options.kernel.accounting
+        if wanted == self._counting:
+            return
+        try:
+            changed = sysctl.write(ACCOUNTING, int(wanted), self.journal.record)
+            self._counting = wanted and changed
+        except KernelError as error:
+            log.warning("accounting: %s", error)
+
+    @property
+    def short_way(self) -> conntrack.Count:
+        """All packets that were offloaded."""
+        return self._carried if self._offload is None else self._carried.plus(self._offload.carried)
+
+    @property
+    def offload(self) -> Offload | None:
+        """What counts them by flow."""
+        return self._offload
 
     async def stop(self) -> None:
         """End our part; the plain router stands."""

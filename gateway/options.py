@@ -22,12 +22,14 @@ class KernelOptions(Options):
     """``mode``: how far learned names are believed, ``hints``: whether a client's next connections to where one was
     sniffed and is direct are the kernel's, ``shared_prefixes``: whether in prefixes that serve names of different
     verdicts a name is believed only after such a connection; both ``auto`` by the mode (docs/kernel-plane.md).
-    ``cgroup``: where the process programs attach; "" is the cgroup2 root."""
+    ``accounting``: the kernel counts bytes and packets of its flows (docs/flows.md). ``cgroup``: where the process
+    programs attach; "" is the cgroup2 root."""
 
     mode: Literal["paranoid", "strict", "balanced", "fast", "off"] = "strict"
     hints: Literal["auto", "on", "off"] = "auto"
     shared_prefixes: Literal["auto", "on", "off"] = "auto"
     offload: Literal["auto", "off"] = "auto"
+    accounting: bool = True
     cgroup: str = ""
 
     def __post_init__(self) -> None:

@@ -408,6 +408,18 @@ class Kernel:
             return Verdict.REJECT, "in the kernel: refused, as gateway.dns_policy says"
         return self.names.judge(query, profile, nameless)
 
+    def carried(self) -> tuple[dict[Verdict, conntrack.Count], conntrack.Count] | None:
+        """First packets by verdict, and what else passed of direct flows (but for the short way); None where nothing
+        is steered."""
+        if self._steerer is not None:
+            with contextlib.suppress(KernelError):
+                return self._steerer.counters(), self._steerer.carried()
+        return None
+
+    def kept(self, outbound: str) -> bool:
+        """Whether flows of that outbound may be the kernel's."""
+        return self._state.kinds.get(outbound) == "direct"
+
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
         return {"steering": self._steerer is not None, "refused": self.problems, "names": self.names.tables()}

@@ -1,4 +1,6 @@
-"""``gateway flows``: the flows that run now, those that the kernel forwards and those that userspace relays."""
+"""``gateway flows``: the flows that run now, those that the kernel forwards and those that userspace relays. Or what
+has passed since the start, by class, device, process or outbound.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,28 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from gateway.cli import instance
+from gateway.core.account import By
 from gateway.core.errors import GatewayError
 from gateway.flows import KEYS
 from gateway.service.control import ask
 
 WIDTH = 120
 HEAD = ("PLANE", "NET", "SOURCE", "DESTINATION", "OUTBOUND", "UP", "DOWN", "AGE", "RULE")
+TOTALS = ("FLOWS", "UP", "DOWN", "BYTES", "PACKETS")
+RATE = "RATE"
+"""Both directions, where there were two looks."""
 PROCESS = "PROCESS"
 """Where a flow of this host is listed."""
-RIGHT = {"UP", "DOWN", "AGE", "RULE"}
+RIGHT = {*TOTALS, RATE, "AGE", "RULE"}
 OUTBOUND = 20
 """Characters of the column, and of the process's."""
+NAME = 64
+"""The same of what is added up."""
+PATIENCE = 30.0
+"""Seconds that the answer may take beside the interval."""
 SYSCTL = "net.netfilter.nf_conntrack_acct"
 
 Flow = dict[str, Any]
@@ -33,13 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", action="append", default=[], metavar="WORD", help="flows with this word in a field; several: all"
     )
+    parser.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS",
+        help="between two looks, for the rates; 0: at once, without (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--by", choices=get_args(By), help="what has passed since the start, added up, and no flows")
 
 
 def run(arguments: argparse.Namespace) -> int:
     folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "flows", "sort": arguments.sort, "filter": arguments.filter})
+    request = {"command": "flows", "sort": arguments.sort, "filter": arguments.filter, "interval": arguments.interval}
+    if arguments.by:
+        request["by"] = arguments.by
+    answer = ask(folder, request, PATIENCE + max(arguments.interval, 0.0))
     if not answer.pop("ok", False):
         raise GatewayError(answer.get("error", "refused"))
+    if arguments.by:
+        print(json.dumps(answer) if arguments.json else "\n".join(totals(answer["totals"], arguments.by)))
+        return 0
     flows: list[Flow] = answer["flows"]
     print(json.dumps(answer) if arguments.json else "\n".join(table(flows, numeric=arguments.numeric)))
     if answer["left_out"] and not arguments.json:
@@ -52,6 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def totals(found: Sequence[dict[str, Any]], by: str) -> list[str]:
+    """Aligned lines, the first their head."""
+    rows: list[tuple[str, ...]] = [(by.upper(), *TOTALS)]
+    for one in found:
+        sizes = (size(one[key]) for key in ("up", "down", "bytes"))
+        rows.append((_cut(_printable(one["name"]), NAME), str(one["flows"]), *sizes, str(one["packets"] or "-")))
+    return _lines(rows, [max(map(len, column)) for column in zip(*rows, strict=True)])
+
+
 def table(flows: Sequence[Flow], width: int = WIDTH, *, numeric: bool = False) -> list[str]:
     """Aligned lines of at most ``width`` characters; what is cut keeps its end, where the port is."""
     rows = [HEAD, *(_cells(flow, numeric) for flow in flows)]
@@ -59,16 +89,24 @@ def table(flows: Sequence[Flow], width: int = WIDTH, *, numeric: bool = False) -
         at = HEAD.index("OUTBOUND")
         owners = (PROCESS, *map(_owner, flows))
         rows = [(*row[:at], owner, *row[at:]) for row, owner in zip(rows, owners, strict=True)]
+    if any(flow.get("rate_up") is not None for flow in flows):
+        at = rows[0].index("AGE")
+        rates = (RATE, *map(_rate, flows))
+        rows = [(*row[:at], rate, *row[at:]) for row, rate in zip(rows, rates, strict=True)]
     head = rows[0]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     source, destination = head.index("SOURCE"), head.index("DESTINATION")
     room = width - 2 * (len(head) - 1) - sum(widths) + widths[source] + widths[destination]
     widths[source] = min(widths[source], max(room // 2, room - widths[destination]))
     widths[destination] = min(widths[destination], room - widths[source])
+    return _lines(rows, widths)
+
+
+def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
     return [
         "  ".join(
             cell.rjust(size) if name in RIGHT else _cut(cell, size).ljust(size)
-            for name, cell, size in zip(head, row, widths, strict=True)
+            for name, cell, size in zip(rows[0], row, widths, strict=True)
         )
         for row in rows
     ]
@@ -93,6 +131,12 @@ def _cells(flow: Flow, numeric: bool) -> tuple[str, ...]:
         flow["plane"], flow["network"], source, destination, _cut(chain, OUTBOUND), size(flow["up"]),
         size(flow["down"]), age(flow["age"]), rule,
     )  # fmt: skip
+
+
+def _rate(flow: Flow) -> str:
+    if flow["rate_up"] is None:
+        return "-"
+    return f"{size(round(flow['rate_up'] + flow['rate_down']))}/s"
 
 
 def _owner(flow: Flow) -> str:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from gateway.cli import instance
+from gateway.cli.flows import size
 from gateway.core.errors import GatewayError
 from gateway.kernel.probe import conflicts
 from gateway.kernel.probe.limits import FULL, REMEDY
@@ -32,6 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     if files["open"] > FULL * files["limit"]:
         print(f"{files['open']} of {files['limit']} files are open: {REMEDY}")
     print(f"inbounds {' '.join(answer['inbounds']) or 'none'}; {answer['flows']} flows")
+    for one in answer["classes"]:
+        if one["flows"]:
+            packets = f", {one['packets']} packets" if one["packets"] else ""
+            print(f"{one['name']}: {one['flows']} flows, {size(one['bytes'])}{packets}")
     for one in answer.get("uplinks", ()):
         state = "elected" if one["elected"] else "ready" if one["ready"] else one["problem"] or "waiting"
         addresses, servers = (" ".join(one[key]) or "none" for key in ("addresses", "dns"))

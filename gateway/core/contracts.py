@@ -6,11 +6,13 @@ these Protocol classes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
+from gateway.core.account import By, Listing, Total
 from gateway.core.address import IP, Address
 from gateway.core.flow import Device, Flow, Network, Process
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
@@ -202,6 +204,22 @@ class Router(Protocol):
         """End the flows for which ``chosen`` is true; their number."""
 
 
+class Accounts(Protocol):
+    """What flows and what has passed, in both planes: what every API reads. The kernel is asked when these are called,
+    and while somebody watches it tells of flows that end; otherwise it is left alone."""
+
+    async def flows(self, sort: str = "bytes", words: Sequence[str] = (), interval: float = 0.0) -> Listing:
+        """Those that run and hold all ``words``, in the order of ``sort``. ``interval``: seconds between two looks that
+        rates are made of; 0 = at once and without. Raises GatewayError."""
+
+    async def totals(self, by: By) -> list[Total]:
+        """Since the gateway's start, the greatest first. A kernel flow counts once it was looked at, or from its end
+        while somebody watched; by ``class`` the kernel's are always whole. Raises GatewayError."""
+
+    def watch(self) -> AbstractContextManager[None]:
+        """In the block no kernel flow that begins there is missed by the totals, however short. Blocks may overlap."""
+
+
 class Edge(Protocol):
     """The thin epoll loop that lives inside the asyncio loop: see gateway.kernel.edge."""
 
@@ -301,7 +319,7 @@ class Wiring:
 
 
 __all__ = [
-    "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound", "LearnedSink",
-    "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running", "Strategy", "Wiring",
-    "begins", "echoes",
+    "Accounts", "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound",
+    "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running",
+    "Strategy", "Wiring", "begins", "echoes",
 ]  # fmt: skip

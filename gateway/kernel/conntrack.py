@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
@@ -34,7 +34,7 @@ from gateway.kernel.nft.message import (
 
 NETFILTER = 12
 NEW, GET, DELETE = (CONNTRACK << 8 | number for number in (0, 1, 2))
-ORIGINAL, REPLY, STATUS, TIMEOUT, MARK, COUNTED, COUNTED_BACK, MASK = 1, 2, 3, 7, 8, 9, 10, 21
+ORIGINAL, REPLY, STATUS, TIMEOUT, MARK, COUNTED, COUNTED_BACK, ID, MASK = 1, 2, 3, 7, 8, 9, 10, 12, 21
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
@@ -52,18 +52,43 @@ class Entry(NamedTuple):
 
 
 class Count(NamedTuple):
+    """Bytes from the IP header on. A packet that the kernel holds as one counts as one (GSO, up to 64 KB)."""
+
     packets: int
     bytes: int
+
+    def plus(self, other: Count) -> Count:
+        return Count(self.packets + other.packets, self.bytes + other.bytes)
+
+
+NOTHING = Count(0, 0)
 
 
 class Counted(NamedTuple):
     """A flow with the seconds that it may be silent, and what was counted of each direction: None where conntrack did
-    not count when it began."""
+    not count when it began. ``number``: the kernel's for the entry, a hash of 32 bits that a later one may have too."""
 
     entry: Entry
     timeout: int
     up: Count | None
     down: Count | None
+    number: int = 0
+    short_up: Count = NOTHING
+    short_down: Count = NOTHING
+    """What went the short way of flow offload, which conntrack has not seen."""
+
+    @property
+    def sent(self) -> Count | None:
+        return self.up.plus(self.short_up) if self.up is not None else None
+
+    @property
+    def received(self) -> Count | None:
+        return self.down.plus(self.short_down) if self.down is not None else None
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What tells it from the others that run."""
+        return self.number, self.entry.source.port, self.entry.destination.port
 
 
 def delete_request(mark: int, mask: int, family: int = socket.AF_UNSPEC) -> bytes:
@@ -108,14 +133,7 @@ def delete_flow(network: Literal["tcp", "udp"], source: Address, destination: Ad
 
 def dump(mark: int = 0, mask: int = 0) -> list[Entry]:
     """Entries with ``entry.mark & mask == mark``, both families; all of them where ``mask`` is 0."""
-    return [entry for found in _dump(mark, mask) if (entry := _entry(found)) is not None]
-
-
-def counted(mark: int = 0, mask: int = 0) -> Generator[Counted, None, None]:
-    """As ``dump``, one after another as they are asked for, with timeout and counters."""
-    for found in _dump(mark, mask):
-        if (flow := parse(found)) is not None:
-            yield flow
+    return [entry for found in dumped(mark, mask) if (entry := _entry(attributes(found))) is not None]
 
 
 def parse(found: dict[int, bytes]) -> Counted | None:
@@ -123,14 +141,17 @@ def parse(found: dict[int, bytes]) -> Counted | None:
     entry = _entry(found)
     if entry is None:
         return None
-    return Counted(entry, _number(found, TIMEOUT), _count(found, COUNTED), _count(found, COUNTED_BACK))
+    return Counted(
+        entry, _number(found, TIMEOUT), _count(found, COUNTED), _count(found, COUNTED_BACK), _number(found, ID)
+    )
 
 
-def _dump(mark: int, mask: int) -> Iterator[dict[int, bytes]]:
+def dumped(mark: int, mask: int) -> Iterator[bytes]:
+    """The attributes of each such entry, as they come."""
     wanted = u32(MARK, mark) + u32(MASK, mask) if mask else b""
     for answer in _talk(message(GET, REQUEST | DUMP, 1, socket.AF_UNSPEC, wanted), "conntrack dump"):
         if answer.kind == NEW:
-            yield attributes(answer.payload[4:])
+            yield answer.payload[4:]
 
 
 def _count(found: dict[int, bytes], kind: int) -> Count | None:

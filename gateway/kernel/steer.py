@@ -88,9 +88,14 @@ class Steerer:
         key = device.packed + bytes((conntrack.PROTOCOLS[network], 0, 0, 0))
         self.put(f"full{device.version}", key, timeout)
 
-    def counters(self) -> dict[Verdict, tuple[int, int]]:
-        """Flows, and bytes of their first packets, by verdict since the first ``apply``. Raises KernelError."""
+    def counters(self) -> dict[Verdict, conntrack.Count]:
+        """Flows (as packets: the first of each), and bytes of their first packets, by verdict since the first
+        ``apply``. Raises KernelError."""
         return self._writer.counters()
+
+    def carried(self) -> conntrack.Count:
+        """What else passed of direct flows, but for what went the short way. Raises KernelError."""
+        return self._writer.carried()
 
     def hold(self, name: str, links: Sequence[int] = ()) -> None:
         """After ``apply``: the table outlives us. A keeper, found again by ``name`` alone on its command line, holds

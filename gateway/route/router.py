@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import pairwise
 
+from gateway.core.account import Tally
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Outbound, Running, Wiring
 from gateway.core.errors import DialError, GatewayError, Rejected
@@ -61,6 +62,10 @@ class Router:
         self.patience = Patience(wiring.edge.loop)
         self.burst = Burst(wiring.edge.loop)
         self._streams: set[RunningStream] = set()
+        self.tally = Tally()
+        """Of flows that have ended."""
+        self.refusals = {"reject": 0, "drop": 0}
+        """Flows that rules refused, with an answer and without."""
         self._looked = self._clock() - LASTING
         """Flows that began until then have been told to last."""
         self._watch = wiring.edge.loop.call_later(LASTING, self._lasting)
@@ -198,8 +203,9 @@ class Router:
             raise
         self.opened(running, findings)
         found = relay(self.edge, self.pipes, handshake.stream, remote, running.done)
-        # A short flow may have ended already; it is off the list then.
         running.relay = found
+        if running not in self._streams:  # it was so short
+            self._count(running)
         return True
 
     async def _decide(
@@ -220,7 +226,12 @@ class Router:
         if log.isEnabledFor(logging.INFO):
             log.info("%s to %s%s", _name(running), ">".join(running.chain), _how(findings))
 
+    def refused(self, silently: bool) -> None:
+        self.refusals["drop" if silently else "reject"] += 1
+
     def failed(self, running: RunningStream, error: Exception) -> None:
+        if isinstance(error, Rejected):
+            self.refused(error.drop)
         if log.isEnabledFor(logging.INFO):
             what = "rejected" if isinstance(error, Rejected) else "failed"
             log.info("%s %s: %s", _name(running), what, error)
@@ -266,6 +277,23 @@ class Router:
         if running in self._streams:
             self._streams.discard(running)
             self.limit.leave("tcp", running.flow.source.host)
+            if running.relay is not None:
+                self._count(running)
+
+    def _count(self, running: RunningStream) -> None:
+        self.tally.add(running.key, 1, running.up, running.down)
+
+    def carried(self) -> Tally:
+        """All that was carried since the start, by what runs and what has ended; a UDP session counts as often as it
+        has mappings."""
+        found = self.tally.copy()
+        for running in self._streams:
+            if running.relay is not None:
+                found.add(running.key, 1, running.up, running.down)
+        for session in self.sessions.running():
+            for link in session.links.values():
+                found.add(link.key, 1, link.up, link.down)
+        return found
 
     def _lasting(self) -> None:
         """Each flow meets this once, when it is one or two minutes old: most are over by then."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gateway.core.account import Key
 from gateway.core.address import Address
 from gateway.core.flow import Findings, Flow
 from gateway.route.engine import Decision
@@ -47,6 +48,11 @@ class RunningStream:
         return None if self.decision is None else self.decision.rule
 
     @property
+    def key(self) -> Key:
+        """Under which its bytes are counted; of one that is dialled."""
+        return key_of(self.chain, self.flow)
+
+    @property
     def up(self) -> int:
         return self.relay.up if self.relay is not None else 0
 
@@ -65,6 +71,10 @@ class RunningStream:
             self.entry.close()
         elif self.task is not None:
             self.task.cancel()
+
+
+def key_of(chain: tuple[str, ...], flow: Flow) -> Key:
+    return Key(chain[-1], flow.source.host, flow.process.path if flow.process is not None else "")
 
 
 def name_of(findings: Findings | None) -> str:

@@ -24,7 +24,7 @@ from gateway.core.errors import DialError, GatewayError
 from gateway.core.flow import Findings, Flow
 from gateway.core.stream import Buffer, PacketConn, Receiver
 from gateway.route.engine import Decision, SniffRequest
-from gateway.route.running import name_of
+from gateway.route.running import key_of, name_of
 from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, note, sniff_packet
 
 if TYPE_CHECKING:
@@ -74,14 +74,16 @@ Key = tuple[str, Address | None]
 
 class Link:
     """One mapping of a session. ``back`` turns addresses that we changed into those the client wrote to. ``only``: who
-    may answer, None for anybody."""
+    may answer, None for anybody. ``flow``: the one that it was made for."""
 
-    __slots__ = ("back", "chain", "conn", "only", "timeout", "used")
+    __slots__ = ("back", "chain", "conn", "down", "key", "only", "timeout", "up", "used")
 
-    def __init__(self, conn: PacketConn, chain: tuple[str, ...], only: Address | None = None) -> None:
+    def __init__(self, conn: PacketConn, chain: tuple[str, ...], flow: Flow, only: Address | None = None) -> None:
         self.conn = conn
         self.chain = chain
+        self.key = key_of(chain, flow)
         self.only = only
+        self.up = self.down = 0
         self.back: dict[Address, Address] = {}
         self.timeout = 0.0
         self.used = 0.0
@@ -109,7 +111,7 @@ class Route:
 class Session:
     """See ``core.contracts.Running``."""
 
-    __slots__ = ("_dialing", "_sessions", "down", "flow", "links", "reply", "routes", "since", "up", "used")
+    __slots__ = ("_closed", "_dialing", "_sessions", "flow", "links", "reply", "routes", "since", "used")
 
     def __init__(self, sessions: Sessions, flow: Flow, reply: Receiver, now: float) -> None:
         self._sessions = sessions
@@ -119,8 +121,8 @@ class Session:
         self.routes: dict[Address, Route] = {}
         self.links: dict[Key, Link] = {}
         self._dialing: dict[str, asyncio.Lock] = {}
-        self.up = 0
-        self.down = 0
+        self._closed = (0, 0)
+        """Bytes to and from mappings that are closed."""
 
     @property
     def destinations(self) -> tuple[Address, ...]:
@@ -145,6 +147,14 @@ class Session:
     def chain(self) -> tuple[str, ...]:
         """Of all its mappings."""
         return tuple(tag for link in self.links.values() for tag in link.chain)
+
+    @property
+    def up(self) -> int:
+        return self._closed[0] + sum(link.up for link in self.links.values())
+
+    @property
+    def down(self) -> int:
+        return self._closed[1] + sum(link.down for link in self.links.values())
 
     def packet(self, flow: Flow, data: Buffer, segment: int, now: float) -> None:
         self.used = now
@@ -193,7 +203,7 @@ class Session:
         elif route.kernel:
             self._sessions.forward(flow, data, segment)
         elif route.link is not None and route.target is not None:
-            self.up += len(data)
+            route.link.up += len(data)
             route.link.used = now
             route.link.conn.send(data, route.target, segment)
 
@@ -266,7 +276,7 @@ class Session:
     async def _settle(self, route: Route, flow: Flow, findings: Findings, decision: Decision) -> None:
         if decision.action == "reject":
             # No datagram gets an answer here, but TCP's share of the rule's refusals shrinks.
-            self._sessions.router.silent(decision)
+            self._sessions.router.refused(self._sessions.router.silent(decision))
             log.info("%s: %s udp %s rejected: rule %d", flow.inbound, flow.source, flow.destination, decision.rule)
             return
         if decision.action == "hijack-dns":
@@ -304,7 +314,7 @@ class Session:
                 outbound = router.outbound(flow, decision)
                 chain = router.chain(tag)
                 conn = await outbound.open_packets(flow, target)
-                link = self.links[key] = Link(conn, chain, only)
+                link = self.links[key] = Link(conn, chain, flow, only)
                 conn.start(lambda data, peer, segment: self._received(link, data, peer, segment))
                 log.info("%s: %s udp %s to %s", flow.inbound, flow.source, flow.destination, ">".join(chain))
             link.used = self._sessions.loop.time()
@@ -313,7 +323,7 @@ class Session:
     def _received(self, link: Link, data: Buffer, peer: Address, segment: int) -> None:
         if link.only is not None and peer != link.only:
             return
-        self.down += len(data)
+        link.down += len(data)
         link.used = self.used = self._sessions.loop.time()
         self.reply(data, link.back.get(peer, peer) if link.back else peer, segment)
 
@@ -335,6 +345,8 @@ class Session:
     def _unlink(self, key: Key, link: Link) -> None:
         del self.links[key]
         link.conn.close()
+        self._closed = self._closed[0] + link.up, self._closed[1] + link.down
+        self._sessions.router.tally.add(link.key, 1, link.up, link.down)
         for destination in [one for one, route in self.routes.items() if route.link is link]:
             del self.routes[destination]
 

@@ -13,11 +13,12 @@ import platform
 import struct
 from collections.abc import Iterator
 from ctypes import c_int, c_long, c_uint, c_void_p
+from pathlib import Path
 
 from gateway.core.errors import KernelError
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
-PROG_LOAD, PROG_QUERY, LINK_CREATE = 5, 16, 28
+PROG_LOAD, PROG_QUERY, MAP_LOOKUP_BATCH, LINK_CREATE = 5, 16, 24, 28
 NUMBERS = {
     ("x86_64", 8): 321, ("x86_64", 4): 357, ("i686", 4): 357, ("i586", 4): 357, ("aarch64", 8): 280,
     ("aarch64", 4): 386, ("armv8l", 4): 386, ("armv7l", 4): 386, ("armv6l", 4): 386, ("armv5tel", 4): 386,
@@ -30,6 +31,9 @@ NAME = 15
 """Bytes of a name that the kernel keeps."""
 
 ELEMENT = struct.Struct("=IIQQQ")
+ELEMENTS = struct.Struct("=QQQQIIQQ")
+CHUNK = 1024
+"""Elements read by one call."""
 MAP = struct.Struct("=IIIIIII16s")
 PROGRAM = struct.Struct("=IIQQIIQII16sII")
 LINK = struct.Struct("=IIII")
@@ -155,6 +159,45 @@ class Map:
             key = self._value.raw[: self.key_size]
             yield key
             code = self._call(MAP_NEXT_KEY, key)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of a hash, by the thousand (Linux 5.6); what changes meanwhile may be there or not, or twice.
+        Raises KernelError."""
+        keys = ctypes.create_string_buffer(self.key_size * CHUNK)
+        values = ctypes.create_string_buffer(self.value_size * CHUNK)
+        token = ctypes.create_string_buffer(max(self.key_size, 4))
+        places = ctypes.addressof(token), ctypes.addressof(keys), ctypes.addressof(values)
+        code, begun = 0, False
+        while not code:
+            wanted = ELEMENTS.pack(places[0] if begun else 0, *places, CHUNK, self.fd, 0, 0)
+            request = ctypes.create_string_buffer(wanted, ELEMENTS.size)
+            code, begun = bpf(MAP_LOOKUP_BATCH, request), True
+            if code not in (0, -errno.ENOENT):
+                raise KernelError(f"read BPF map {self.name}", -code)
+            count = ELEMENTS.unpack(request.raw)[4]
+            found, beside = keys.raw, values.raw
+            for at in range(count):
+                key, value = at * self.key_size, at * self.value_size
+                yield found[key : key + self.key_size], beside[value : value + self.value_size]
+
+    def each_processor(self, key: bytes) -> list[bytes]:
+        """The values of one key in a per-CPU map. Raises KernelError."""
+        size = (self.value_size + 7) & ~7
+        values = ctypes.create_string_buffer(size * processors())
+        element = ELEMENT.pack(self.fd, 0, ctypes.addressof(self._key), ctypes.addressof(values), 0)
+        if code := self._call(MAP_LOOKUP, key, element):
+            raise KernelError(f"read BPF map {self.name}", -code)
+        return [values.raw[at : at + self.value_size] for at in range(0, len(values), size)]
+
+
+@functools.cache
+def processors() -> int:
+    """That this kernel may ever have: so many values has a key of a per-CPU map. Raises KernelError."""
+    try:
+        last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition(",")[2].rpartition("-")[2]
+    except OSError as error:
+        raise KernelError("count processors", error.errno or 0) from error
+    return int(last) + 1
 
 
 def close(descriptors: list[int]) -> None:

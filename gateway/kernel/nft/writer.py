@@ -12,16 +12,31 @@ import select
 from collections.abc import Iterable, Sequence
 
 from gateway.core.errors import KernelError
+from gateway.kernel.conntrack import NOTHING, Count
 from gateway.kernel.nft import element
 from gateway.kernel.nft.diff import transaction
 from gateway.kernel.nft.library import OWNER, Library, folder, owners
-from gateway.kernel.nft.message import DONE, DUMP, NFTABLES, REQUEST, answers, attributes, message, string
+from gateway.kernel.nft.message import (
+    DONE,
+    DUMP,
+    NFTABLES,
+    REQUEST,
+    Answer,
+    answers,
+    attributes,
+    message,
+    pairs,
+    string,
+)
 from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, objects
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
 
-NEW_OBJECT, GET_OBJECT = NFTABLES << 8 | 18, NFTABLES << 8 | 19
+NEW_RULE, GET_RULE, NEW_OBJECT, GET_OBJECT = (NFTABLES << 8 | number for number in (6, 7, 18, 19))
+RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, EXPRESSION_NAME, EXPRESSION_DATA = 1, 2, 4, 1, 2
 OBJECT_TABLE, OBJECT_NAME, OBJECT_DATA = 1, 2, 4
 COUNTER_BYTES, COUNTER_PACKETS = 1, 2
+COUNTING = ("prerouting", "sent")
+"""Chains of the skeleton whose rules count the packets of direct flows, but for the first of each."""
 RECEIVE = 65536
 PATIENCE = 5000
 """Milliseconds that an acknowledgement may take; the kernel answers within the write."""
@@ -78,37 +93,47 @@ class Writer:
         except ValueError as error:
             raise KernelError("nft elements", errno.EBADMSG, str(error)) from error
 
-    def counters(self) -> dict[Verdict, tuple[int, int]]:
-        """Flows, and bytes of their first packets, by verdict. Raises KernelError."""
+    def counters(self) -> dict[Verdict, Count]:
+        """Flows (as packets), and bytes of their first packets, by verdict. Raises KernelError."""
+        found: dict[str, Count] = {}
+        for answer in self._dump(GET_OBJECT, string(OBJECT_TABLE, element.TABLE)):
+            if answer.kind == NEW_OBJECT:
+                fields = attributes(answer.payload[4:])
+                found[fields[OBJECT_NAME].rstrip(b"\0").decode()] = _count(fields[OBJECT_DATA])
+        return {verdict: found.get(name, NOTHING) for verdict, name in CHAINS.items()}
+
+    def carried(self) -> Count:
+        """Packets and bytes of direct flows, without the first packet of each. Raises KernelError."""
+        found = NOTHING
+        for chain in COUNTING:
+            for answer in self._dump(GET_RULE, string(RULE_TABLE, element.TABLE) + string(RULE_CHAIN, chain)):
+                if answer.kind == NEW_RULE:
+                    for _, one in pairs(attributes(answer.payload[4:]).get(RULE_EXPRESSIONS, b"")):
+                        expression = attributes(one)
+                        if expression[EXPRESSION_NAME] == b"counter\0":
+                            found = found.plus(_count(expression[EXPRESSION_DATA]))
+        return found
+
+    def _dump(self, kind: int, wanted: bytes) -> list[Answer]:
+        """Raises KernelError."""
         if self._objects is None or self.closed:
             raise KernelError("nft counters", errno.ENOENT, "there is no table")
         self._sequence += 1
-        request = message(GET_OBJECT, REQUEST | DUMP, self._sequence, element.INET, string(OBJECT_TABLE, element.TABLE))
-        found: dict[str, tuple[int, int]] = {}
+        found: list[Answer] = []
         try:
-            os.write(self._library.fd, request)
-            while self._counted(found):
-                pass
+            os.write(self._library.fd, message(kind, REQUEST | DUMP, self._sequence, element.INET, wanted))
+            while True:
+                self._wait("nft counters")
+                for answer in answers(os.read(self._library.fd, RECEIVE)):
+                    if answer.errno:
+                        raise KernelError("nft counters", answer.errno)
+                    if answer.kind == DONE:
+                        return found
+                    found.append(answer)
         except OSError as error:
             raise KernelError("nft counters", error.errno or errno.EIO) from error
         except (ValueError, KeyError) as error:
             raise KernelError("nft counters", errno.EBADMSG, str(error)) from error
-        return {verdict: found.get(name, (0, 0)) for verdict, name in CHAINS.items()}
-
-    def _counted(self, found: dict[str, tuple[int, int]]) -> bool:
-        """Read one datagram of a dump; False after the last."""
-        self._wait("nft counters")
-        for answer in answers(os.read(self._library.fd, RECEIVE)):
-            if answer.errno:
-                raise KernelError("nft counters", answer.errno)
-            if answer.kind == DONE:
-                return False
-            if answer.kind == NEW_OBJECT:
-                fields = attributes(answer.payload[4:])
-                values = attributes(fields[OBJECT_DATA])
-                packets, octets = (int.from_bytes(values[kind], "big") for kind in (COUNTER_PACKETS, COUNTER_BYTES))
-                found[fields[OBJECT_NAME].rstrip(b"\0").decode()] = packets, octets
-        return True
 
     def _wait(self, op: str) -> select.poll:
         poll = select.poll()
@@ -149,3 +174,8 @@ class Writer:
                 refused = refused or answer.errno or 0
         if refused or not acknowledged:
             raise KernelError("nft elements", refused or errno.EPROTO)
+
+
+def _count(data: bytes) -> Count:
+    values = attributes(data)
+    return Count(*(int.from_bytes(values[kind], "big") for kind in (COUNTER_PACKETS, COUNTER_BYTES)))

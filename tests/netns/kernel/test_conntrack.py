@@ -13,6 +13,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.kernel import conntrack, mark
+from gateway.kernel.ended import Ended
 from gateway.kernel.reaper import Reaper
 
 pytestmark = pytest.mark.root
@@ -90,6 +91,35 @@ def test_the_reaper_outlives_signals_and_holds_nothing(net, tracked):
         reaper.close()
         reaper.close()
         assert of(net, sock) == []
+
+
+def test_ends_of_one_mark_are_heard(net, tracked, until):
+    """And no others, of which the kernel wakes nobody."""
+    heard = []
+    ended = net.gateway.call(lambda: Ended(mark.USER, mark.CLASS, heard.append))
+    try:
+        for number, site in enumerate(SITES):
+            with net.open("udp", net.client, site) as sock, net.open("udp", net.gateway, site) as other:
+                for one in (sock, other):
+                    one.send(b"?")
+                    one.recv(100)
+                source = Address.of(*sock.getsockname()[:2])
+            net.gateway.run(["conntrack", "-F"])
+            assert until(lambda number=number: ended.read() or len(heard) > number, 5)
+            assert [found.entry.source for found in heard[number:]] == [source]
+            assert heard[number].entry.mark == 0x01000042
+        assert ended.lost == 0
+        other = net.gateway.call(lambda: Ended(mark.DIRECT, mark.CLASS, heard.append))
+        with net.open("udp", net.client, SITES[0]) as sock:
+            sock.send(b"?")
+            sock.recv(100)
+        net.gateway.run(["conntrack", "-F"])
+        assert until(lambda: ended.read() or len(heard) == 3, 5)
+        other.read()
+        assert len(heard) == 3
+        other.close()
+    finally:
+        ended.close()
 
 
 DYING = """

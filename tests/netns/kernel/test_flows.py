@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
 from gateway.lab.topology import End, Host, Link, Route, Topology
 
-from .whole import Whole
+from .whole import ROOT, Whole
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("flows")]
 
@@ -122,7 +124,7 @@ def test_both_planes(way: Way) -> None:
         assert SIZE < kernel["down"] < 2 * SIZE
         assert kernel["packets_up"] > 1 < kernel["packets_down"]
         assert kernel["timeout"] > 0
-        assert (kernel["inbound"], kernel["rule"], kernel["age"]) == (None, None, None)
+        assert (kernel["inbound"], kernel["rule"], kernel["age"]) == (None, 0, None)
         assert (userspace["up"], userspace["down"]) == (len(HELLO), SIZE)
         assert (userspace["name"], userspace["rule"], userspace["inbound"]) == ("www.example", 3, "gateway")
         assert 0 <= userspace["age"] < 60
@@ -168,6 +170,51 @@ def test_a_bypass_stays_in_the_kernel(way: Way) -> None:
         assert [(flow["plane"], flow["chain"]) for flow in found] == [("kernel", ["direct"])]
     told = way.command("explain", SERVER, "--port", str(BYPASSED), "--source", CLIENT, "--json").json()
     assert (told["where"], told["action"], told["rule"]) == ("kernel", "bypass", 4)
+
+
+def test_accounting_is_switched_on_unless_it_is_not_wanted(way: Way) -> None:
+    """It is undone by ``down`` with all the rest: tests/netns/whole/test_nothing_left.py."""
+
+    def counting() -> int:
+        return int(way.gateway.call(lambda: Path("/proc/sys/net/netfilter/nf_conntrack_acct").read_text()))
+
+    def reload(accounting: bool) -> None:
+        value = json.loads(way.path.read_text())
+        value["gateway"]["kernel"]["accounting"] = accounting
+        way.path.write_text(json.dumps(value))
+        os.kill(way.process.pid, signal.SIGHUP)
+
+    assert counting() == 1
+    reload(False)
+    poll(lambda: counting() == 0, "accounting is not switched off")
+    reload(True)
+    poll(lambda: counting() == 1, "accounting is not switched on again")
+
+
+def test_what_has_passed(way: Way) -> None:
+    """By class, whether anybody has looked or not; rates of what moves while two looks are made."""
+    before = {one["name"]: one for one in way.status()["classes"]}
+    with way.open(DIRECT) as direct, way.open(SNIFFED):
+        after = {one["name"]: one for one in way.status()["classes"]}
+        grown = {name: after[name]["bytes"] - before[name]["bytes"] for name in before}
+        assert grown["user"] == SIZE + len(HELLO)
+        assert SIZE < grown["direct"] < 2 * SIZE
+        assert after["direct"]["flows"] - before["direct"]["flows"] == 1
+        source = "{}:{}".format(*direct.getsockname())
+        running = way.gateway.popen(
+            [sys.executable, "-m", "gateway", "flows", "--json", "--interval", "4", "--sort", "rate", "--instance",
+             way.instance], cwd=ROOT)  # fmt: skip
+        while running.running:
+            direct.sendall(bytes(100))
+            time.sleep(0.01)  # nobody reads it
+        found = json.loads(running.out.read_text())["flows"]
+        assert found[0]["source"] == source
+        assert found[0]["rate_up"] > 100
+        assert [flow["rate_down"] for flow in found if flow["plane"] == "userspace"] == [0.0]
+    lines = way.command("status").out.splitlines()
+    assert any(line.startswith("direct: ") and " packets" in line for line in lines)
+    done = way.command("flows", "--by", "outbound")
+    assert done.out.splitlines()[1].startswith("direct ")
 
 
 def test_without_accounting(way: Way) -> None:

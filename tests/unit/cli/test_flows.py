@@ -14,21 +14,23 @@ import pytest
 
 from gateway.cli import flows as command
 from gateway.cli import instance, main
+from gateway.core.account import Row, Total
 from gateway.core.address import IP, Address
 from gateway.core.errors import GatewayError
 from gateway.core.flow import Device, Flow, Process
-from gateway.flows import KEYS, Chosen, Row, listing
+from gateway.flows import KEYS, TRACED, Chosen, Rates, listing
 from gateway.kernel.conntrack import Count, Counted, Entry
 from gateway.service.control import Control
 
 CLIENT, SITE = Address.of("192.168.7.10", 40000), Address.of("203.0.113.2", 443)
 FIELDS = {
     "plane", "network", "source", "destination", "name", "inbound", "chain", "rule", "up", "down", "packets_up",
-    "packets_down", "age", "timeout", "destinations", "device", "hostname", "process", "pid", "user",
+    "packets_down", "age", "timeout", "destinations", "device", "hostname", "process", "pid", "user", "rate_up",
+    "rate_down",
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class Runs:
     flow: Flow
     since: float = 90.0
@@ -68,8 +70,12 @@ def names(address: IP, client: IP) -> tuple[str, ...]:
     return ("learned.example", "other.example")
 
 
+async def answer_of(*words: Any, **more: Any) -> dict[str, Any]:
+    return msgspec.structs.asdict(await listing(*words, **more))
+
+
 def listed(running: list[Runs], kernel: Generator[Counted, None, None] | None = None, **request: Any) -> dict[str, Any]:
-    return asyncio.run(listing(running, kernel, names, Devices(), 100.0, request))
+    return asyncio.run(answer_of(running, kernel, names, Devices(), 100.0, request))
 
 
 def test_a_flow_of_userspace() -> None:
@@ -94,12 +100,12 @@ def test_a_flow_of_the_kernel() -> None:
 
 def test_order() -> None:
     rows = [
-        Row("userspace", "tcp", "10.0.0.10:1", "b:1", chain=("proxy",), up=1, down=9, age=5.0),
-        Row("userspace", "tcp", "10.0.0.9:1", "c:1", chain=("auto", "proxy"), up=4, down=2, age=9.0),
+        Row("userspace", "tcp", "10.0.0.10:1", "b:1", chain=("proxy",), up=1, down=9, age=5.0, rate_up=0, rate_down=1),
+        Row("userspace", "tcp", "10.0.0.9:1", "c:1", chain=("auto", "proxy"), up=4, down=2, age=9.0, rate_up=2),
         Row("kernel", "tcp", "10.0.0.9:2", "a:1", chain=("direct",)),
     ]
-    orders = {"bytes": "012", "up": "102", "down": "012", "age": "102", "source": "120", "destination": "201",
-              "outbound": "120", "process": "012"}  # fmt: skip
+    orders = {"bytes": "012", "up": "102", "down": "012", "rate": "102", "age": "102", "source": "120",
+              "destination": "201", "outbound": "120", "process": "012"}  # fmt: skip
     assert orders.keys() == KEYS.keys()
     for key, order in orders.items():
         chosen = Chosen(key, ())
@@ -145,7 +151,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def ask(running: list[Runs], kernel: Generator[Counted, None, None], *words: str) -> tuple[str, str]:
         async def body() -> int:
             control = Control(
-                tmp_path / "main", {"flows": lambda request: listing(running, kernel, names, Devices(), 100, request)}
+                tmp_path / "main", {"flows": lambda request: answer_of(running, kernel, names, Devices(), 100, request)}
             )
             await control.start()
             try:
@@ -186,9 +192,69 @@ def test_table(said: Any) -> None:
     assert err == ""
 
 
+def test_rates_need_two_looks(said: Any) -> None:
+    """Of flows that the first look has not seen all is new; so is it where a count fell."""
+    old, fell, new = runs(), runs(up=10), runs()
+    (entry,) = tracked(up=Count(9, 900), down=Count(9, 1900))
+    before = {old: (400, 1000), fell: (500, 0), entry.key: (100, 900)}
+    kernel = (one for one in [entry, entry._replace(number=7, short_up=Count(1, 100)), *tracked()])
+    found = asyncio.run(answer_of([old, fell, new], kernel, names, Devices(), 100.0, {"sort": "rate"},
+                                  rates=Rates(before, 2.0)))["flows"]  # fmt: skip
+    assert [(row.plane, row.up, row.rate_up, row.rate_down) for row in found] == [
+        ("userspace", 1000, 500.0, 1000.0), ("kernel", 1000, 500.0, 950.0), ("userspace", 10, 5.0, 1000.0),
+        ("kernel", 900, 400.0, 500.0), ("userspace", 1000, 300.0, 500.0), ("kernel", None, None, None),
+    ]  # fmt: skip
+    lines = command.table(json.loads(json.dumps(msgspec.to_builtins(found))))
+    assert [len(line) for line in lines] == [len(lines[0])] * 7
+    assert lines[0].split()[-3:] == ["RATE", "AGE", "RULE"]
+    assert [line.split()[-1] for line in lines[1:]] == ["3", "-"] * 3
+    assert "1.5 KB/s" in lines[1]
+
+
+def test_the_short_way_is_part_of_what_is_listed() -> None:
+    (one,) = tracked(up=Count(1, 10), down=Count(2, 20))
+    one = one._replace(short_up=Count(5, 500), short_down=Count(7, 700))
+    (row,) = listed([], (found for found in [one]))["flows"]
+    assert (row.up, row.down, row.packets_up, row.packets_down) == (510, 720, 6, 9)
+    (row,) = listed([], (found for found in [one._replace(up=None, down=None)]))["flows"]
+    assert (row.up, row.down) == (None, None), "a part of an unknown number"
+
+
+def test_a_rule_is_looked_for_among_those_listed_alone() -> None:
+    asked: list[int] = []
+
+    def trace(found: Counted, process: Process | None) -> tuple[int, tuple[str, ...]] | None:
+        asked.append(found.entry.source.port)
+        return {0: (4, ()), 1: (5, ("auto", "direct"))}.get(found.entry.source.port)
+
+    def body(count: int) -> Any:
+        return asyncio.run(
+            answer_of([runs()], tracked(count), names, Devices(), 100.0, {"sort": "source"}, trace=trace)
+        )
+
+    found = body(3)["flows"]
+    assert [(row.source.rpartition(":")[2], row.rule, row.chain) for row in found] == [
+        ("0", 4, ("direct",)), ("1", 5, ("auto", "direct")), ("2", None, ("direct",)), ("40000", 3, ("auto", "proxy")),
+    ]  # fmt: skip
+    asked.clear()
+    assert len(body(TRACED + 50)["flows"]) == TRACED + 51
+    assert len(asked) == TRACED
+
+
+def test_totals_as_a_table() -> None:
+    lines = command.totals(
+        [Total("ph\x1bone", 2, 3_000_000, 40, 1_000_000, 2_000_000)._asdict(), Total("x" * 300, 1, 5)._asdict()],
+        "device",
+    )
+    assert lines[0].split() == ["DEVICE", "FLOWS", "UP", "DOWN", "BYTES", "PACKETS"]
+    assert lines[1].split() == ["ph?one", "2", "1.0", "MB", "2.0", "MB", "3.0", "MB", "40"]
+    assert lines[2].split()[1:] == ["1", "-", "-", "5", "B", "-"]
+    assert max(map(len, lines)) <= 120
+
+
 def test_a_device_is_named_in_both_planes() -> None:
     devices = Devices("00:53:00:00:00:01", "lan", "phone")
-    answer = asyncio.run(listing([runs()], tracked(), names, devices, 100.0, {"filter": ["phone"]}))
+    answer = asyncio.run(answer_of([runs()], tracked(), names, devices, 100.0, {"filter": ["phone"]}))
     assert [(row.device, row.hostname) for row in answer["flows"]] == [("00:53:00:00:00:01", "phone")] * 2
     flows = msgspec.to_builtins(answer["flows"])
     assert [line.split()[2] for line in command.table(flows)[1:]] == ["phone:40000", "phone:0"]
@@ -203,12 +269,12 @@ def test_owners_of_flows_of_this_host() -> None:
         return {0: shell, 1: Process("", 77)}.get(source.port)
 
     flow = runs().flow._replace(process=shell)
-    answer = asyncio.run(listing([Runs(flow)], tracked(100), names, Devices(), 100.0, {"sort": "process"}, owner))
+    answer = asyncio.run(answer_of([Runs(flow)], tracked(100), names, Devices(), 100.0, {"sort": "process"}, owner))
     rows = [(row.plane, row.process, row.pid, row.user) for row in answer["flows"]]
     known = ("/usr/bin/cu\x1brl", 4242, "alice")
     assert rows[:2] == [("userspace", *known), ("kernel", *known)]
     assert set(rows[2:]) == {("kernel", None, None, "77"), ("kernel", None, None, None)}
-    found = asyncio.run(listing([], tracked(5), names, Devices(), 100.0, {"filter": ["alice"]}, owner))["flows"]
+    found = asyncio.run(answer_of([], tracked(5), names, Devices(), 100.0, {"filter": ["alice"]}, owner))["flows"]
     assert [row.source for row in found] == ["192.168.7.10:0"]
     lines = command.table(json.loads(json.dumps(msgspec.to_builtins(answer["flows"]))))
     assert lines[0].split()[4] == "PROCESS"
@@ -221,7 +287,7 @@ def test_icmp_has_no_owner() -> None:
     def owner(*asked: Any) -> Process | None:
         raise AssertionError(asked)
 
-    assert asyncio.run(listing([], tracked(protocol=1), names, Devices(), 100.0, {}, owner))["flows"][0].user is None
+    assert asyncio.run(answer_of([], tracked(protocol=1), names, Devices(), 100.0, {}, owner))["flows"][0].user is None
 
 
 def test_a_name_does_not_steer_the_terminal() -> None:
