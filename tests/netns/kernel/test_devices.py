@@ -116,7 +116,7 @@ class Way(Whole):
             name, near = sock.getsockname()[:2]
             text = f"{name}:{near}" if version == 4 else f"[{name}]:{near}"
             answer = ask(Path("/run/gateway", self.instance), {"command": "flows", "filter": [text, f":{port}"]})
-            (found,) = answer["flows"]
+            (found,) = [row for row in answer["flows"] if row["source"] == text]
             if kind == socket.SOCK_STREAM:
                 far.close()
             return dict(found)
