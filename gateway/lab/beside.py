@@ -17,6 +17,9 @@ MASK, MARK = 0xFF3F00, 0x040100
 """Bits of mwan3 and of Tailscale, and what a neighbour that has both puts there."""
 TABLE = 77
 """Its routing table, which leads out through a second cable."""
+CARRIED = {mark.USER, mark.SNIFF}
+DIALLED = 62
+"""TTL that is left of inner's 64 after router and isp; of the guest's it would be one less."""
 RULESET = """
 table inet neighbour {{
 	counter lost {{ }}
@@ -82,14 +85,11 @@ def foreign_marks_kept(stage: Stage) -> str:
     )
 
 
-CARRIED = {mark.USER, mark.SNIFF}
-
-
 @contextlib.contextmanager
 def neighbour(stage: Stage) -> Iterator[None]:
     """Its second cable, table and ip rules; all of it goes afterwards."""
     router, rest = stage.lab.host("router"), 0xFFFFFFFF & ~MASK
-    # Without a mask it takes our bits too, and before we could set them is the only time to get away with that.
+    # Before our chain it does no harm to write the whole mark; after it our bit is lost.
     whole = stage.sabotage == "whole-marks"
     packet = f"{MARK:#x}" if whole else f"meta mark & {rest:#010x} | {MARK:#x}"
     rules = RULESET.format(priority="mangle" if whole else "-170", packet=packet, rest=rest, value=MARK, mask=MASK)
@@ -140,7 +140,3 @@ def tun_lan_wide(stage: Stage) -> str:
         result = process.stop()
     expect(result.ok, f"inner: exit {result.code}: {result.err[-300:]}")
     return f"TCP, UDP and ping of guest, IPv4 and IPv6: {site.host} saw {stage.wan4} and {inner.ipv6}, inner's own"
-
-
-DIALLED = 62
-"""TTL that is left of inner's 64 after router and isp; of the guest's it would be one less."""

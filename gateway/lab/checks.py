@@ -142,6 +142,7 @@ def quic_handed_back(stage: Stage) -> str:
         expect(client in wanted, f"{address} saw {client}, not {wanted}")
         expect(len(seen["clients"]) == 1, f"{address} saw more than one: {seen['clients']}")
         rows = stage.conntrack("-f", f"ipv{family}", "-p", "udp", "--orig-dst", address, "--dport", "443")
+        rows = [row for row in rows if f"dport={seen['client'][1]} " in row]
         expect(len(rows) == 1, f"{len(rows)} entries tracked for the connection: {rows}")
         source = stage.home.lan2.ipv4 if family == 4 else client
         expect(f"src={source} " in rows[0] and f"dst={client} " in rows[0], f"tracked: {rows[0]}")

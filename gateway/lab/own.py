@@ -31,7 +31,7 @@ def proxied_by_process(stage: Stage) -> str:
 def proxied_by_exact_path(stage: Stage) -> str:
     """A program keeps its path when an upgrade puts another file there: the new one, and the old one, which still runs.
     The very file that was proxied, moved away, is another program."""
-    tool, moved = stage.copy("upgraded"), stage.copy("elsewhere").parent / "moved" / "curl"
+    tool, moved = stage.copy("upgraded"), stage.lab.folder / "moved" / "curl"
     site = stage.home.sites[0]
     _sent_away(stage, str(tool), uid=0, user="root")
     questions = stage.lab.folder / "questions"
