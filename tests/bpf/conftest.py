@@ -150,7 +150,11 @@ LOADERS: dict[str, Callable[[], Loaded]] = {
 }
 
 
-@pytest.fixture(params=LOADERS)
+EITHER = [pytest.param(name, marks=pytest.mark.slow) if name == "bcc" else name for name in LOADERS]
+"""BCC compiles each time, for seconds."""
+
+
+@pytest.fixture(params=EITHER)
 def loader(request: pytest.FixtureRequest) -> Callable[[], Loaded]:
     """Either way of the programs into the kernel."""
     return LOADERS[request.param]

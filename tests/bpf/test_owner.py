@@ -20,7 +20,7 @@ from gateway.kernel.bpf.process import ProcessMarks
 from gateway.kernel.owner import SocketOwners
 from gateway.kernel.plan import ProcessPlan
 
-from .conftest import LOADERS
+from .conftest import EITHER, LOADERS
 
 pytestmark = pytest.mark.root
 LOCAL = {4: "192.0.2.2", 6: "2001:db8::2"}
@@ -44,7 +44,7 @@ def inside(namespace: str, make):
     return result[0]
 
 
-@pytest.fixture(params=[*LOADERS, "proc"])
+@pytest.fixture(params=[*EITHER, "proc"])
 def owners(request, ground):
     marks = None
     if request.param in LOADERS:

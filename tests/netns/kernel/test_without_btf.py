@@ -94,12 +94,14 @@ def explained(instance: str) -> tuple[dict[Sender, int], set[str]]:
 HIDDEN = pytest.mark.parametrize(
     ("hidden", "told"),
     [
-        ("true", ""),
-        (BTF, "process programs: BCC's program stands in: "),
-        (f"{BTF}; {MODULE}", "process rules: load the process programs: load process.bpf.o: "),
+        pytest.param("true", "", id="co-re"),
+        pytest.param(BTF, "process programs: BCC's program stands in: ", id="bcc", marks=pytest.mark.slow),
+        pytest.param(
+            f"{BTF}; {MODULE}", "process rules: load the process programs: load process.bpf.o: ", id="neither",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["co-re", "bcc", "neither"],
-)
+)  # fmt: skip
 
 
 @HIDDEN
