@@ -15,7 +15,7 @@ from gateway.core.address import Address
 from gateway.core.contracts import Running
 from gateway.core.errors import GatewayError, KernelError
 from gateway.core.flow import Flow, Network, Process
-from gateway.flows import DIRECT, NETWORKS, Before, FlowKey, Rates, batches, learned_names, listing, owner_of
+from gateway.flows import DIRECT, NETWORKS, STEP, Before, FlowKey, Rates, batches, learned_names, listing, owner_of
 from gateway.host import Host
 from gateway.kernel import mark
 from gateway.kernel.bpf.offload import ends
@@ -110,7 +110,7 @@ class Accounts:
         else:
             async for _ in self._all():
                 pass
-            found = self._grouped(by)
+            found = await self._grouped(by)
         return sorted(found, key=lambda total: -total.bytes)
 
     def classes(self) -> list[Total]:
@@ -132,9 +132,11 @@ class Accounts:
             found.append(Total(name, refused.packets + here, refused.bytes, refused.packets))
         return found
 
-    def _grouped(self, by: By) -> list[Total]:
+    async def _grouped(self, by: By) -> list[Total]:
         named: dict[str, Sums] = {}
-        for key, sums in (*self._plane.router.carried(), *self._ledger.tally):
+        for number, (key, sums) in enumerate((*self._plane.router.carried(), *self._ledger.tally.copy())):
+            if number % STEP == 0:
+                await asyncio.sleep(0)  # a device is asked of the kernel
             named.setdefault(self._name(by, key), Sums()).add(sums.flows, sums.up, sums.down, sums.packets)
         return [
             Total(name, sums.flows, sums.up + sums.down, sums.packets, sums.up, sums.down)
@@ -219,6 +221,8 @@ class Accounts:
             self._watchers -= 1
             if not self._watchers and self._ended is not None:
                 self._plane.edge.loop.remove_reader(self._ended.fd)
+                while self._ended.read():  # what ended in the block
+                    pass
                 self._ended.close()
                 self._ended = None
 

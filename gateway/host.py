@@ -142,7 +142,8 @@ class Host:
 
     def _detach_offload(self) -> None:
         if self._offload is not None:
-            self._carried = self.short_way
+            with contextlib.suppress(KernelError):
+                self._carried = self.short_way
             self._offload.close()
             self._offload = None
 

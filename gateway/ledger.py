@@ -12,8 +12,8 @@ from typing import NamedTuple
 from gateway.core.account import Key, Tally
 from gateway.kernel.conntrack import NOTHING, Count, Counted
 
-KNOWN = 1 << 18
-"""Flows remembered from look to look; those beyond are left out of the sums."""
+KNOWN = 1 << 16
+"""Flows remembered from look to look, some 40 MB; those beyond are left out of the sums."""
 
 FlowKey = tuple[int, int, int]
 """``Counted.key``."""

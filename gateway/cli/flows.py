@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"gateway flows: {answer['left_out']} more are left out", file=sys.stderr)
     if any(flow["plane"] == "kernel" and flow["up"] is None for flow in flows):
         print(
-            f"gateway flows: the kernel does not count bytes of all its flows; for new ones: sysctl -w {SYSCTL}=1",
+            "gateway flows: the kernel does not count bytes of all its flows; "
+            f"for new ones: gateway.kernel.accounting, or sysctl -w {SYSCTL}=1",
             file=sys.stderr,
         )
     return 0

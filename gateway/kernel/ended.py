@@ -78,8 +78,8 @@ class Ended:
     def fd(self) -> int:
         return self._sock.fileno()
 
-    def read(self) -> None:
-        """Never waits, never raises."""
+    def read(self) -> bool:
+        """Whether more may be there. Never waits, never raises."""
         for _ in range(BATCH):
             try:
                 data = self._sock.recv(1 << 16)
@@ -87,10 +87,11 @@ class Ended:
                 if error.errno == errno.ENOBUFS:
                     self.lost += 1
                     continue
-                return
+                return False
             for answer in answers(data):
                 if answer.kind == DELETE and (found := parse(attributes(answer.payload[4:]))) is not None:
                     self._heard(found)
+        return True
 
     def close(self) -> None:
         """Any number of times."""

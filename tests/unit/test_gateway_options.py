@@ -1,4 +1,4 @@
-"""The ``gateway`` object as docs/failure.md writes it, and what it refuses."""
+"""The ``gateway`` object as docs/failure.md and docs/flows.md write it, and what it refuses."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def test_the_page_shows_what_is_taken() -> None:
     (text,) = re.findall(r"```jsonc\n(.*?)```", PAGE.read_text(), re.S)
     options = decode_section(parse(text, "failure.md")["gateway"], "gateway")
     assert (options.fail, options.heartbeat) == ("closed", 3)
+
+
+def test_the_page_on_flows_shows_what_is_taken() -> None:
+    (text,) = re.findall(r"```jsonc\n(.*?)```", PAGE.with_name("flows.md").read_text(), re.S)
+    value = parse(text, "flows.md")["gateway"]
+    assert decode_section(value, "gateway") == decode_section({**value, "kernel": {}}, "gateway"), "it is the default"
+    value["kernel"]["accounting"] = False
+    assert not decode_section(value, "gateway").kernel.accounting
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("2s", 2), ("1m", 60), ("0s", 0)])

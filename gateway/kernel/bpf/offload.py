@@ -154,15 +154,14 @@ class Offload:
         return found
 
     def count(self, short: bytes) -> Count:
-        """The same of one direction."""
+        """The same of one direction, at once; not in another thread than ``close``. Raises KernelError."""
         found = NOTHING
-        with self._lock:
-            if not self._closed:
-                flows = self._programs.map("flows")
-                for index in self.interfaces:
-                    with contextlib.suppress(KeyError):
-                        key = short[:36] + index.to_bytes(4, sys.byteorder) + short[36:] + b"\0\0"
-                        found = found.plus(Count(*COUNTS.unpack(flows[key])))
+        if not self._closed:
+            flows = self._programs.map("flows")
+            for index in self.interfaces:
+                with contextlib.suppress(KeyError):
+                    key = short[:36] + index.to_bytes(4, sys.byteorder) + short[36:] + b"\0\0"
+                    found = found.plus(Count(*COUNTS.unpack(flows[key])))
         return found
 
     @property
