@@ -10,11 +10,12 @@ import fcntl
 import os
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import KernelError
-from gateway.kernel import shipped
+from gateway.kernel import descriptors, shipped
 
 DEBIAN = "/usr/lib/python3/dist-packages"
 OWNER = "\tflags owner\n"
@@ -30,12 +31,15 @@ class Library:
 
     A context remembers every ``define`` it has read and refuses the same one again: a file with defines is loaded
     once by each context. ``fd`` is its netlink socket, for raw messages between two calls of ``run``; whether it blocks
-    must not be changed."""
+    must not be changed. ``first``: it is to be closed before all other files when the process is killed, as the socket
+    of an owned table: a packet socket (DHCP) and programs of BPF wait for all processors before they are gone, and
+    while nobody serves the listeners and the table stands, what it sends them is lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, first: bool = False) -> None:
         before = _sockets()
         try:
-            self._nft = _module().Nftables()
+            with descriptors.ends_first() if first else nullcontext():
+                self._nft = _module().Nftables()
         except (ImportError, OSError) as error:
             raise KernelError("libnftables", 0, f"{error}; install python3-nftables") from None
         self.fd = -1

@@ -21,7 +21,7 @@ class Table:
 
     def __init__(self, names: bool = False) -> None:
         self._names = names
-        self._library = Library()
+        self._library = Library(first=True)
         self._owned = owners(self._library)
         self.number = self._claim()
         self._sets: Elements = {}

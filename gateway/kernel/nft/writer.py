@@ -47,7 +47,7 @@ class Writer:
     where libnftables is missing. ``owned``: whether the kernel knows ``flags owner`` (Linux 5.12); None asks it."""
 
     def __init__(self, owned: bool | None = None) -> None:
-        self._library = Library()
+        self._library = Library(first=True)
         self.owned = owners(self._library) if owned is None else owned
         self._objects: Objects | None = None
         self._generation = 0

@@ -217,6 +217,16 @@ def test_what_has_passed(way: Way) -> None:
     assert done.out.splitlines()[1].startswith("direct ")
 
 
+def test_the_table_ends_first(way: Way) -> None:
+    """Of all files of a killed gateway: while others are closed one by one the table would go on sending flows here."""
+    folder = Path(f"/proc/{way.process.pid}")
+    files = {int(entry.name): os.readlink(entry) for entry in (folder / "fd").iterdir()}
+    sockets = [line.split() for line in (folder / "net/netlink").read_text().splitlines()[1:]]
+    netfilter = {f"socket:[{fields[9]}]" for fields in sockets if fields[1] == "12"}
+    assert files[max(files)] in netfilter
+    assert any("bpf" in target for target in files.values())
+
+
 def test_without_accounting(way: Way) -> None:
     way.account(False)
     with way.open(DIRECT) as sock:
