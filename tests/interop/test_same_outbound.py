@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.route.item import table
 from tests.interop.harness import LOOPBACK, encode, exactly, family, free_port
 from tests.interop.teller import Teller, unwrapped
 from tests.interop.test_rule_items import PROGRAMS, framed, hello, http, initial, question
@@ -35,9 +36,7 @@ SOURCE_PORTS = [free_port() for _ in range(16)]
 REFUSED = "refused"
 HOSTS = {name: ["198.51.100.7"] if at % 3 else ["192.0.2.130", "2001:db8::1"] for at, name in enumerate(brute.NAMES)}
 NAMES = brute.LIKELY_NAMES
-OURS = frozenset(
-    {"group", "group_id", "client", "process_name", "process_path", "process_path_regex", "user", "user_id"}
-)
+OURS = table.OURS | {"client", "process_name", "process_path", "process_path_regex", "user", "user_id"}
 """What sing-box does not have, what a client here cannot choose, and programs, of which test_rule_items.py has much."""
 WORLD = brute.World(
     brute.POOL

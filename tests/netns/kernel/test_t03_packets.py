@@ -61,7 +61,9 @@ TOPOLOGY = Topology(
     ),
     (Link(End("client", "eth0"), End("gateway", "lan0")), Link(End("gateway", "wan0"), End("server", "eth0"))),
 )
-WORLD = brute.World(without=frozenset(key for key in brute.ROUTE if key.startswith(("process", "user", "group"))))
+WORLD = brute.World(
+    without=frozenset(key for key in brute.ROUTE if key.startswith(("process", "user", "group", "cgroup")))
+)
 """Programs have tests of their own, with processes of each kind (test_without_btf.py, tests/bpf)."""
 TELLERS = {"vps": 1081, "vps2": 1082, "urltest": 1083}
 PORTS = tuple(port for port in brute.PORTS if port != 53)

@@ -135,14 +135,14 @@ def test_t15_sums(way: Way, family: int, figure: Any) -> None:
             wanted = 2 * size + again[at]
             assert abs(sum(one[at] for one in sums) - wanted) <= wanted / 100
         assert kernel["rule"] == userspace["rule"] == -1
-        # The short way had most of it: conntrack alone does not know.
+        # The short way had some of it: conntrack alone does not know.
         (seen,) = [
             one
             for one in way.gateway.call(lambda: list(counted(mark.DIRECT, mark.CLASS)))
             if f"{one.entry.source}" == kernel["source"]
         ]
         assert seen.up is not None
-        assert seen.up.bytes < kernel["up"] / 2
+        assert seen.up.bytes < 0.9 * kernel["up"]
         whole, seen_down = kernel["up"] + kernel["down"], seen.down.bytes if seen.down is not None else 0
         figure(
             f"IPv{family}: {2 * (up + down)} bytes received, {sum(again)} sent again, {sum(map(sum, sums))} counted; "
