@@ -136,6 +136,9 @@ static __always_inline int again(struct bpf_sock_addr *ctx)
 	if (!plan || !sk)
 		return 1;
 	old = sk->mark;
+	/* One of the gateway's own: it may send a datagram to somebody else each time, and nobody asks whose it is. */
+	if (old >> SOCKET_SHIFT == OWN)
+		return 1;
 	mark = remark(ctx, plan, old);
 	if (mark != old)
 		bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));

@@ -15,7 +15,19 @@ from gateway.core.address import Address
 from gateway.core.contracts import Running
 from gateway.core.errors import GatewayError, KernelError
 from gateway.core.flow import Flow, Network, Process
-from gateway.flows import DIRECT, NETWORKS, STEP, Before, FlowKey, Rates, batches, learned_names, listing, owner_of
+from gateway.flows import (
+    BATCH,
+    DIRECT,
+    NETWORKS,
+    STEP,
+    Before,
+    FlowKey,
+    Rates,
+    batches,
+    learned_names,
+    listing,
+    owner_of,
+)
 from gateway.host import Host
 from gateway.kernel import mark
 from gateway.kernel.bpf.offload import ends
@@ -79,8 +91,10 @@ class Accounts:
     async def _glance(self) -> Before:
         """What each flow has carried by now."""
         before: dict[Running | FlowKey, tuple[int, int]] = {}
-        for running in self._plane.router.flows():
+        for number, running in enumerate(self._plane.router.flows(), 1):
             before[running] = running.up, running.down
+            if number % BATCH == 0:
+                await asyncio.sleep(0)
         async for found in self._all():
             if (up := found.sent) is not None and (down := found.received) is not None:
                 before[found.key] = up.bytes, down.bytes

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import closing
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -23,6 +22,8 @@ from gateway.core.flow import Network, Process
 from gateway.kernel.conntrack import Counted
 
 LIMIT = 10_000
+SURPLUS = 1000
+"""Rows beyond the bound at which the last ones go."""
 BATCH = 256
 """Flows looked at in one go: some milliseconds in which nothing else runs."""
 TRACED = 1000
@@ -76,7 +77,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
 
 
 class Chosen:
-    """The first ``limit`` rows by ``sort`` of those that hold all ``words``; never twice as many at once.
+    """The first ``limit`` rows by ``sort`` of those that hold all ``words``; never many more at once.
 
     A row of the kernel is made when it is needed, as it costs more than reading it did."""
 
@@ -93,13 +94,16 @@ class Chosen:
         """``found``: what the row was made of."""
         if all(row.holds(word) for word in self._words):
             self._rows.append((self._key(row), row, found))
-            if len(self._rows) >= 2 * self._limit:
-                self._cut()
+            self._shorten()
 
     def hold(self, counts: Counts, found: Counted) -> None:
         """A row that need not be made yet; only where ``by_count``."""
         self._rows.append((self._key(counts), None, found))
-        if len(self._rows) >= 2 * self._limit:
+        self._shorten()
+
+    def _shorten(self) -> None:
+        """A few at a time: sorting what is sorted but for its end takes a tenth of sorting all."""
+        if len(self._rows) >= self._limit + SURPLUS:
             self._cut()
 
     def _cut(self) -> None:
@@ -207,9 +211,17 @@ def _end(address: Address, network: str) -> str:
 
 async def batches(tracked: Generator[Counted, None, None]) -> AsyncIterator[list[Counted]]:
     """``BATCH`` flows at a time, read in a thread. Raises KernelError."""
-    with closing(tracked):
-        while batch := await asyncio.to_thread(lambda: list(islice(tracked, BATCH))):
+    reading: asyncio.Future[list[Counted]] | None = None
+    try:
+        while True:
+            reading = asyncio.ensure_future(asyncio.to_thread(lambda: list(islice(tracked, BATCH))))
+            if not (batch := await asyncio.shield(reading)):
+                return
             yield batch
+    finally:
+        if reading is not None and not reading.done():  # we were cancelled; it cannot be closed while it is read
+            await asyncio.wait([reading])
+        tracked.close()
 
 
 async def listing(

@@ -135,10 +135,16 @@ class Host:
         """Attach and detach its programs as what passes asks for."""
         while True:
             await asyncio.sleep(INTERVAL)
-            if (offload := self._offload) is not None:
+            if (offload := self._offload) is None:
+                continue
+            try:
                 wanted = offload.switch(asyncio.get_running_loop().time())
                 if wanted is not None:
                     await asyncio.to_thread(offload.attend, wanted)
+            except (OSError, RuntimeError) as error:  # no descriptor, no thread left: flows keep the way they have
+                if not self._offload_problem:
+                    log.warning("offload: %s", error)
+                self._offload_problem = str(error)
 
     def _detach_offload(self) -> None:
         if self._offload is not None:

@@ -34,6 +34,8 @@ class Ledger:
     def __init__(self) -> None:
         self.tally = Tally()
         self._known: dict[FlowKey, _Known] = {}
+        self._gone: dict[FlowKey, _Known] = {}
+        """Not shown by the last look: their ends may be heard yet."""
         self._fresh: dict[FlowKey, _Known] | None = None
         """Of the look that is under way."""
         self._ended: set[FlowKey] = set()
@@ -56,15 +58,17 @@ class Ledger:
     def finish(self, whole: bool) -> None:
         """``whole``: all flows were shown, so the others have ended."""
         fresh, self._fresh = self._fresh or {}, None
+        self._gone = {key: one for key, one in self._known.items() if key not in fresh} if whole else {}
         self._known = fresh if whole else {**self._known, **fresh}
         for key in self._ended:
             self._known.pop(key, None)
+            self._gone.pop(key, None)
         self._ended = set()
 
     def end(self, found: Counted, key_of: Callable[[Counted], Key]) -> None:
         """With its last counts."""
         key = found.key
-        before = self._known.pop(key, None)
+        before = self._known.pop(key, None) or self._gone.pop(key, None)
         if self._fresh is not None:
             self._ended.add(key)
             before = self._fresh.pop(key, before)

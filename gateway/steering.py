@@ -29,6 +29,7 @@ from gateway.dns.policy import Policy
 from gateway.host import Host
 from gateway.kernel import cgroup, conntrack, mark
 from gateway.kernel.bpf.process import KNOWN_LESS, ProcessMarks
+from gateway.kernel.owner import forget_names
 from gateway.kernel.plan import Capture, Steering, Verdict, by_user, refuses
 from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
@@ -111,6 +112,7 @@ class Kernel:
     def _compile(self, options: GatewayOptions, config: Config, inbound: Any, parts: Parts) -> State:
         engine = parts.engine
         kinds = kinds_of(config, parts.outbounds.now)
+        forget_names()
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
         groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
         hostnames = self._hostnames(parts)
@@ -324,12 +326,13 @@ class Kernel:
         for key in ("process rules", "process programs"):
             self.problems.pop(key, None)
         try:
-            if self._marks is not None and where != self._marked:
+            wanted = not plan.empty or self._finds(self._state)
+            if self._marks is not None and (where != self._marked or not wanted):
                 self._marks.close()
                 self._marks = self._plane.owners.marks = None
             if self._marks is not None:
                 self._marks.apply(plan)
-            elif not plan.empty or self._finds(self._state):
+            elif wanted:
                 self._marks = self._plane.owners.marks = ProcessMarks(where or cgroup.mount_point(), plan)
                 self._marked = where
             if self._marks is not None and self._marks.instead:

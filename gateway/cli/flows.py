@@ -114,9 +114,9 @@ def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
 
 
 def _named(flow: Flow, end: str, name: str | None) -> str:
-    """One end with its name in place of the address."""
+    """One end with its name in place of the address. Either may be a stranger's word."""
     if not name:
-        return str(flow[end])
+        return _printable(str(flow[end]))
     port = f":{flow[end].rpartition(':')[2]}" if flow["network"] in ("tcp", "udp") else ""
     return _printable(name) + port
 

@@ -101,7 +101,7 @@ class Sums:
 
 
 class Tally:
-    """Sums by key. At the bound the key that was first met longest ago is added to ``REST``."""
+    """Sums by key. At the bound the key that nothing was added to for longest goes into ``REST``."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
@@ -109,12 +109,13 @@ class Tally:
         self._rest = Sums()
 
     def add(self, key: Key, flows: int, up: int, down: int, packets: int = 0) -> None:
-        sums = self._sums.get(key)
+        sums = self._sums.pop(key, None)
         if sums is None:
             if len(self._sums) >= self._most:
                 old = self._sums.pop(next(iter(self._sums)))
                 self._rest.add(old.flows, old.up, old.down, old.packets)
-            sums = self._sums[key] = Sums()
+            sums = Sums()
+        self._sums[key] = sums
         sums.add(flows, up, down, packets)
 
     def copy(self) -> Tally:

@@ -154,22 +154,42 @@ def parse_message(data: bytes) -> Found | None:
     return Found(data[1], source, port, cookie, uid, inode)
 
 
-@lru_cache(1024)
 def user_names(uid: int) -> tuple[str, ...]:
     """All names of ``uid``, the login name first; none where it has none. See ``group_names``."""
     try:
-        first = pwd.getpwuid(uid).pw_name
+        return _user_names(uid)
     except (KeyError, OverflowError):
         return ()
+
+
+def group_names(gids: tuple[int, ...]) -> tuple[str, ...]:
+    """All names of these groups, of which one may have several: a rule may ask for any, and the kernel goes by
+    number."""
+    try:
+        return _group_names(gids)
+    except KeyError:
+        return ()
+
+
+def forget_names() -> None:
+    """The files of users and groups may have changed."""
+    _user_names.cache_clear()
+    _group_names.cache_clear()
+
+
+# What is not there is not remembered: without a free descriptor, or a name service that is not up yet, nobody is.
+@lru_cache(1024)
+def _user_names(uid: int) -> tuple[str, ...]:
+    first = pwd.getpwuid(uid).pw_name
     names = [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == uid]
     return tuple(dict.fromkeys((first, *names)))
 
 
 @lru_cache(1024)
-def group_names(gids: tuple[int, ...]) -> tuple[str, ...]:
-    """All names of these groups, of which one may have several: a rule may ask for any, and the kernel goes by
-    number."""
+def _group_names(gids: tuple[int, ...]) -> tuple[str, ...]:
     known = grp.getgrall() if gids else []
+    if gids and not known:
+        raise KeyError(gids)
     return tuple(entry.gr_name for gid in gids for entry in known if entry.gr_gid == gid)
 
 

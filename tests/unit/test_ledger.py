@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from gateway import ledger as ledger_module
 from gateway.core.account import REST, Key, Tally
 from gateway.core.address import Address
 from gateway.kernel.conntrack import Count, Counted, Entry
@@ -48,6 +51,22 @@ def test_a_count_that_fell_began_anew() -> None:
     look(ledger, flow(1, (2, 200), (0, 0), short=7))
     look(ledger, flow(1, (3, 300), (0, 0), short=2))
     assert sums(ledger) == (1, 9300, 0, 12)
+
+
+def test_an_end_that_is_heard_after_the_look_counts_once() -> None:
+    """The look itself makes conntrack drop what has expired."""
+    ledger = Ledger()
+    look(ledger, flow(1, (1, 100), (0, 0)))
+    look(ledger)
+    ledger.end(flow(1, (3, 300), (0, 0)), key_of)
+    assert sums(ledger) == (1, 300, 0, 3)
+
+
+def test_no_more_flows_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "KNOWN", 2)
+    ledger = Ledger()
+    look(ledger, *(flow(number, (1, 100), (0, 0)) for number in range(1, 4)))
+    assert sums(ledger) == (2, 200, 0, 2), "the third is not counted, lest it be counted at each look"
 
 
 def test_who_is_gone_and_comes_again_is_another() -> None:

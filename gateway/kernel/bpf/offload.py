@@ -11,8 +11,10 @@ import functools
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from socket import IPPROTO_TCP
 from typing import Any
 
 from gateway.core.address import Address
@@ -30,14 +32,24 @@ PROGRAMS = (("learn", TCX_EGRESS), ("forward", TCX_INGRESS))
 FLOW, HOP = 44, 104
 """Bytes of a key and of a value of the map ``flows`` (bpf/offload.h)."""
 
-COUNTS = struct.Struct("=80xQQ8x")
-"""Packets and bytes in a value."""
+COUNTS = struct.Struct("=Q72xQQ8x")
+"""Until when a value holds, packets and bytes in it."""
+STREAM = 120 * 10**9
+"""As in bpf/offload.h: nanoseconds after which a silent UDP flow is over, so that what has the same ends is another."""
 ONE = struct.Struct("=QQ")
 
 LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 RESETS = "net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"
 """Conntrack's window of an offloaded connection is an old one: no segment is to be refused for it, nor the reset that
 ends it. Both ends check sequence numbers themselves (RFC 9293 section 3.10.7.4). The second: Linux 5.14."""
+
+
+def counted(short: bytes, value: bytes) -> Count:
+    """What a value of ``flows`` says of the direction ``short`` (``ends``); nothing where that is another flow's."""
+    until, packets, octets = COUNTS.unpack(value)
+    if short[-1] != IPPROTO_TCP and until + STREAM < time.clock_gettime_ns(time.CLOCK_MONOTONIC):
+        return NOTHING
+    return Count(packets, octets)
 
 
 def load() -> Object:
@@ -149,8 +161,8 @@ class Offload:
         found: dict[bytes, Count] = {}
         with self._lock:
             for key, value in () if self._closed else self._programs.map("flows").items():
-                counted, short = Count(*COUNTS.unpack(value)), key[:36] + key[40:42]
-                found[short] = counted.plus(found.get(short, NOTHING))
+                short = key[:36] + key[40:42]
+                found[short] = counted(short, value).plus(found.get(short, NOTHING))
         return found
 
     def count(self, short: bytes) -> Count:
@@ -161,7 +173,7 @@ class Offload:
             for index in self.interfaces:
                 with contextlib.suppress(KeyError):
                     key = short[:36] + index.to_bytes(4, sys.byteorder) + short[36:] + b"\0\0"
-                    found = found.plus(Count(*COUNTS.unpack(flows[key])))
+                    found = found.plus(counted(short, flows[key]))
         return found
 
     @property

@@ -165,7 +165,9 @@ class ProcessMarks:
             _write(self._maps[name], self._tables.get(name, {}), table, side)
         asks = [asked(plan), asked(plan)]
         asks[1 - side] = asked(self._plan)
-        self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, epoch, 0, *asks[0], *asks[1])
+        # What the new side asks for is there before the epoch turns: a value is copied word by word.
+        for number in (self._epoch, epoch):
+            self._settings[ROOT_KEY] = record.SETTINGS.pack(self._netns, number, 0, *asks[0], *asks[1])
         self._tables, self._plan, self._epoch = new, plan, epoch
 
     def owner(self, cookie: int) -> record.Owner | None:
