@@ -48,6 +48,7 @@ exec "$2" -c "$3"
 
 
 @pytest.mark.root
+@pytest.mark.slow
 @pytest.mark.xdist_group("demo")
 def test_the_host_is_as_it_was() -> None:
     group = root() / f"gateway-host-{os.getpid()}"
