@@ -55,7 +55,7 @@ struct {
 	__type(value, struct hop);
 } flows SEC(".maps");
 
-/* All that went the short way, by CPU. */
+/* What went the short way of class direct, by CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -292,7 +292,7 @@ int learn(struct __sk_buff *ctx)
 	struct hop hop, *old;
 	struct ends back;
 	unsigned long tracked, status;
-	__u32 zero = 0, headers, *count = bpf_map_lookup_elem(&left, &zero);
+	__u32 zero = 0, class, headers, *count = bpf_map_lookup_elem(&left, &zero);
 	__u64 *place, *last;
 	int reply;
 
@@ -310,7 +310,8 @@ int learn(struct __sk_buff *ctx)
 	status = BPF_CORE_READ(entry, status);
 	if (status & ODD || (status & SETTLED) != SETTLED)
 		return TCX_NEXT;
-	if (BPF_CORE_READ(entry, mark) & CLASS & ~DIRECT || !identify(ctx, &shape, &flow))
+	class = BPF_CORE_READ(entry, mark) & CLASS;
+	if (class & ~DIRECT || !identify(ctx, &shape, &flow))
 		return TCX_NEXT;
 	__builtin_memset(&hop, 0, sizeof(hop));
 	hop.ends = flow.ends;
@@ -328,6 +329,7 @@ int learn(struct __sk_buff *ctx)
 	hop.mtu = mtu_of(skb, flow.family);
 	hop.priority = ctx->priority;
 	hop.mark = ctx->mark;
+	hop.direct = class == DIRECT;
 	hop.addresses = fold(bpf_csum_diff(flow.ends.source, 32, hop.ends.source, 32, 0));
 	hop.ports = fold(bpf_csum_diff((__be32 *)&flow.ends.sport, 4, (__be32 *)&hop.ends.sport, 4, 0));
 	place = place_of(flow.ends.sport, flow.ends.dport);
@@ -430,7 +432,7 @@ int forward(struct __sk_buff *ctx)
 	}
 	__sync_fetch_and_add(&hop->packets, 1);
 	__sync_fetch_and_add(&hop->bytes, ctx->len - ETH);
-	all = bpf_map_lookup_elem(&carried, &zero);
+	all = hop->direct ? bpf_map_lookup_elem(&carried, &zero) : 0;
 	if (all) {
 		all->packets++;
 		all->bytes += ctx->len - ETH;

@@ -52,7 +52,8 @@ struct hop {
 	__u16 addresses; /* what the new addresses add to a checksum */
 	__u16 ports;
 	__u8 ether[14];
-	__u8 pad[2];
+	__u8 direct; /* is it of class direct? What has no class is not counted among it */
+	__u8 pad;
 	/* Of its packets that went the short way, as conntrack would have counted them. */
 	__u64 packets;
 	__u64 bytes; /* from the IP header on */

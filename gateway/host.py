@@ -166,7 +166,7 @@ class Host:
 
     @property
     def short_way(self) -> conntrack.Count:
-        """All packets that were offloaded."""
+        """What went the short way of class direct."""
         return self._carried if self._offload is None else self._carried.plus(self._offload.carried)
 
     @property

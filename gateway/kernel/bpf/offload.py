@@ -178,7 +178,7 @@ class Offload:
 
     @property
     def carried(self) -> Count:
-        """All that went the short way. Raises KernelError."""
+        """What went the short way of class direct. Raises KernelError."""
         if self._closed:
             return NOTHING
         values = self._programs.map("carried").each_processor(bytes(4))

@@ -27,7 +27,7 @@ from .test_offload import Way as Offloading
 from .whole import ROOT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("t15")]
-DIRECT, SNIFFED = 7001, 7002
+DIRECT, SNIFFED, FORWARDED = 7001, 7002, 7003
 HEADERS = {4: 52, 6: 72}
 HELLO = b"GET / HTTP/1.1\r\nHost: www.example\r\n\r\n"
 SHORT = 200
@@ -48,6 +48,7 @@ class Way(Offloading):
                 "uplinks": [{"interface": "wan0", "static": {
                     "address": [f"{WAN4}/24", f"{WAN6}/64"], "gateway": [SERVER4, SERVER6]}}],
                 "lans": [{"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"]}],
+                "forwards": [{"port": FORWARDED, "to": CLIENT6}],
                 "kernel": {"cgroup": str(self.gateway.group), "offload": offload},
             },
         }))  # fmt: skip
@@ -159,6 +160,28 @@ def test_t15_sums(way: Way, family: int, figure: Any) -> None:
     assert grown(before, after, "class", "user", "bytes") == userspace["up"] + userspace["down"]
     direct = grown(before, after, "class", "direct", "bytes")
     assert abs(direct - kernel["up"] - kernel["down"]) <= direct / 100
+
+
+def test_t15_what_has_no_class_is_of_none(way: Way) -> None:
+    """A port forward, which nothing steers, takes the short way too."""
+    way.wake()
+    with ExitStack() as stack:
+        with closing(way.client.socket(socket.AF_INET6)) as listener:
+            listener.bind((CLIENT6, FORWARDED))
+            listener.listen()
+            listener.settimeout(20)
+            near = stack.enter_context(closing(way.server.socket(socket.AF_INET6)))
+            near.settimeout(20)
+            near.connect((CLIENT6, FORWARDED))
+            far, _ = listener.accept()
+        stack.enter_context(far).settimeout(20)
+        before = way.totals("class")["direct"]["bytes"]
+        pump(near, far)
+        listed = way.gateway.call(lambda: list(counted(0, mark.CLASS)))
+        (seen,) = [one for one in listed if one.entry.destination.port == FORWARDED]
+        assert seen.up is not None
+        assert seen.up.bytes < 0.9 * SIZE
+        assert way.totals("class")["direct"]["bytes"] - before < SIZE / 100
 
 
 def grown(before: dict[str, Any], after: dict[str, Any], by: str, name: str, field: str) -> int:
