@@ -178,6 +178,7 @@ class Kernel:
         return Capture(
             lans, inbound.port, port, one_armed=not options.uplinks, shared=shared, hints=hints or shared,
             dot=wanted.dot == "allow", doh=tuple(wanted.prefixes),
+            wans=tuple(uplink.interface for uplink in options.uplinks),
         )  # fmt: skip
 
     @property

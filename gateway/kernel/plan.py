@@ -243,6 +243,8 @@ class Capture:
     """Let clients of the LANs speak DNS over TLS and QUIC (port 853) to the outside."""
     doh: tuple[str, ...] = ()
     """Prefixes at whose port 443 clients of the LANs are refused: servers of DNS over HTTPS."""
+    wans: tuple[str, ...] = ()
+    """Interfaces of the uplinks; a flow that leaves by none of them costs more look-ups."""
 
 
 def refuses(capture: Capture, address: IP | None, port: int) -> bool:

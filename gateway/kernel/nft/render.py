@@ -31,7 +31,8 @@ def narrow(wans: Iterable[str]) -> list[str]:
     names = ", ".join(quote(name) for name in wans)
     segment = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
     ways = [f"add rule inet gateway_base clamp {way} {{ {names} }} {segment}" for way in ("oifname", "iifname")]
-    return ["flush chain inet gateway_base clamp", *(ways if names else ())]
+    shaken = "add rule inet gateway_base clamp ct status assured return"
+    return ["flush chain inet gateway_base clamp", *((shaken, *ways) if names else ())]
 
 
 def _elements(name: str, values: Iterable[str]) -> list[str]:

@@ -88,7 +88,7 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         chains[f"g{generation}_interface_{number}"] = tuple(_interface(steering, name, generation))
     fixed = {
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
-        "between": tuple(_between(capture)),
+        "within": tuple(_within(capture)),
         "refused": tuple(_refused(capture)),
         "hinted": HINTED if capture.hints else (),
         "capture": _redirect(capture.dns_port),
@@ -133,9 +133,13 @@ def _deliver(port: int) -> str:
     return f"meta l4proto {{ tcp, udp }} tproxy to :{port} meta mark set meta mark | {mark.ROUTE:#010x} accept"
 
 
-def _between(capture: Capture) -> Iterator[str]:
-    """From a LAN to itself too: inside a bridge (br_netfilter), to a network behind a router of the LAN. With one arm
-    such a flow leaves the house."""
+def _within(capture: Capture) -> Iterator[str]:
+    """To this host; from a LAN to another, and to itself: inside a bridge (br_netfilter), to a network behind a router
+    of the LAN. With one arm such a flow leaves the house. What leaves by an uplink, nearly all, costs one look-up: this
+    host's own addresses lead out of no interface."""
+    if capture.wans:
+        yield f"fib daddr oifname {{ {', '.join(map(quote, capture.wans))} }} return"
+    yield "fib daddr type { local, broadcast, multicast, anycast } accept"
     for name in capture.lans:
         others = ", ".join(quote(other) for other in capture.lans if other != name or not capture.one_armed)
         if others:

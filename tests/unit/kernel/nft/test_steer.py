@@ -220,3 +220,14 @@ def test_learned_changes_as_text():
         "add element inet gateway learned4_2_sniff { 192.0.2.0 timeout 60s }",
     ]
     assert list(learned_commands(change._replace(old=None, new=None))) == []
+
+
+def test_what_stays_within_is_accepted_and_the_way_out_is_asked_first():
+    here = "fib daddr type { local, broadcast, multicast, anycast } accept"
+    assert objects(steering(profile()), CAPTURE, 1).fixed["within"] == (
+        here, 'iifname "br0" fib daddr oifname { "br0" } accept'
+    )  # fmt: skip
+    with_uplink = replace(CAPTURE, wans=("wan0", "wan1"))
+    assert objects(steering(profile()), with_uplink, 1).fixed["within"][:2] == (
+        'fib daddr oifname { "wan0", "wan1" } return', here
+    )  # fmt: skip
