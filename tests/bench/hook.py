@@ -1,4 +1,5 @@
-"""What the process programs cost a flow of the router itself: socket(2) and connect(2) of UDP, attached and not.
+"""What the process programs cost the router's own flows: socket(2) and connect(2) of UDP, and sendto(2) of a socket
+that is not connected, attached and not.
 
 Each round measures every side in turn, in a network namespace and a cgroup of its own. ``python -m tests.bench.hook``.
 """
@@ -34,11 +35,12 @@ PLANS: Mapping[str, ProcessPlan | None] = {
         expressions=((Patterns(["^/opt/"]), 1),), cgroups=(("/far", 2),), classes=((0, 0), (1, 1))
     ),
 }
-Taken = dict[str, list[float]]
+Taken = dict[str, dict[str, list[float]]]
+"""Measure -> side -> ns, a round each."""
 
 
 def taken() -> Taken:
-    """ns a flow of each side, a round each. Needs root."""
+    """Of each measure. Needs root."""
     with Lab(Topology("hook", (Host("router", addresses={"lo": ()}),), ())) as lab:
         host = lab.host("router")
         found: Taken = host.run(
@@ -49,34 +51,53 @@ def taken() -> Taken:
 
 def inside(group: Path) -> Taken:
     """On the host of the lab, below ``group``."""
-    found: Taken = {side: [] for side in PLANS}
+    found: Taken = {measure: {side: [] for side in PLANS} for measure in MEASURES}
     for turn in range(ROUNDS):
         for side in PLANS if turn % 2 == 0 else reversed(PLANS):
-            found[side].append(once(group, PLANS[side]))
+            for measure, ns in once(group, PLANS[side]).items():
+                found[measure][side].append(ns)
     return found
 
 
-def once(group: Path, plan: ProcessPlan | None) -> float:
-    """ns a flow."""
+def once(group: Path, plan: ProcessPlan | None) -> dict[str, float]:
+    """ns of each measure."""
     if plan is None:
-        return flows()
+        return best()
     with closing(ProcessMarks(group, plan)) as marks:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
             marks.owner(int.from_bytes(first.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder))
-        return flows()
+        return best()
+
+
+def best() -> dict[str, float]:
+    return {measure: min(attempt() for _ in range(TRIES)) for measure, attempt in MEASURES.items()}
 
 
 def flows() -> float:
-    return min(attempt() for _ in range(TRIES))
-
-
-def attempt() -> float:
+    """ns a flow."""
     begun = time.perf_counter_ns()
     for _ in range(FLOWS):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.connect(("127.0.0.1", 9))
         sock.close()
     return (time.perf_counter_ns() - begun) / FLOWS
+
+
+def datagrams() -> float:
+    """ns a datagram to somebody who does not read."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near,
+    ):
+        far.bind(("127.0.0.1", 0))
+        place = far.getsockname()
+        begun = time.perf_counter_ns()
+        for _ in range(FLOWS):
+            near.sendto(b"", place)
+        return (time.perf_counter_ns() - begun) / FLOWS
+
+
+MEASURES = {"flow": flows, "datagram": datagrams}
 
 
 if __name__ == "__main__":
