@@ -12,12 +12,12 @@ import time
 from functools import partial
 from typing import Any
 
-from tests.bench.load import bulk, connections, iperf3, told, wrk
-from tests.bench.measure import SING_BOX, Bench, Sample, alternate, cpu_seconds, resident, say
+from tests.bench.carried import ROW, SIDES, check, rate, throughput
+from tests.bench.load import connections, told, wrk
+from tests.bench.measure import Bench, Sample, alternate, resident
 from tests.bench.rig import HTTP, Rig, Router, rig
 from tests.bench.rules import BY_NAME, OUTBOUNDS
 
-SECONDS = 3
 IDLE = 2000
 """Idle flows: two descriptors each in the relay, one here and one in nginx."""
 TPROXY = 7893
@@ -29,7 +29,6 @@ table inet divert {{
     }}
 }}
 """
-ROW = {"peer_name": SING_BOX}
 
 
 def config() -> dict[str, Any]:
@@ -51,65 +50,10 @@ def run(bench: Bench) -> None:
         made.sing_box("peer", config() | {"inbounds": [inbound]}, ready=[("tcp", TPROXY)], nft=NFT)
         check(made)
         for direction in ("up", "down"):
-            throughput(bench, made, f"tcp {direction} gso-on", direction == "down")
-        rate(bench, made)
+            throughput(bench, made, "relay", f"tcp {direction} gso-on", direction == "down")
+        rate(bench, made, "relay", "connections tcp gso-on", "cpu connection tcp")
         latency(bench, made)
         memory(bench, made)
-
-
-def check(made: Rig) -> None:
-    """Both processes carry what passes."""
-    for name in ("ours", "peer"):
-        router = made[name]
-        before = cpu_seconds(router.pid)
-        bulk(made.client, iperf3(router.target, 1, down=False), 1)
-        spent = cpu_seconds(router.pid) - before
-        say(f"CPU seconds of {name} in one second of bulk: {spent:.2f}")
-        assert spent > 0.05, f"{name} carries nothing"
-
-
-def throughput(bench: Bench, made: Rig, case: str, down: bool) -> None:
-    control = f"throughput {case} control"
-    if not bench.wants(f"throughput {case}", f"cpu {case}", control):
-        return
-    commands = {name: iperf3(made[name].target, SECONDS, down=down) for name in ("ours", "peer")}
-
-    def once(name: str) -> Sample:
-        router = made[name]
-        before = cpu_seconds(router.pid)
-        found = bulk(made.client, commands[name], SECONDS)
-        router.alive()
-        return {"Mbit/s": found["Mbit/s"], "s/GB": (cpu_seconds(router.pid) - before) / (found["bytes"] / 1e9)}
-
-    sides = {"ours": partial(once, "ours"), "peer": partial(once, "peer")}
-    if not down:
-        sides["control"] = sides["peer"]
-    found = alternate(f"relay {case}", bench.runs, sides)
-    shown = [" ".join(command) for command in commands.values()]
-    rates, costs = found["Mbit/s"], found["s/GB"]
-    bench.row(f"throughput {case}", rates["ours"], rates["peer"], unit="Mbit/s", commands=shown, **ROW)
-    bench.row(f"cpu {case}", costs["ours"], costs["peer"], unit="CPU s/GB", less=True, commands=shown, **ROW)
-    if not down:
-        bench.row(control, rates["control"], rates["peer"], unit="Mbit/s", commands=shown, **ROW)
-
-
-def rate(bench: Bench, made: Rig) -> None:
-    if not bench.wants("connections tcp gso-on", "cpu connection tcp"):
-        return
-    commands = {name: wrk(made[name].target, SECONDS) for name in ("ours", "peer")}
-
-    def once(router: Router) -> Sample:
-        made.forget()
-        before = cpu_seconds(router.pid)
-        found = connections(made.client, commands[router.name], SECONDS)
-        router.alive()
-        return {**found, "cpu": (cpu_seconds(router.pid) - before) / (found["conn/s"] * SECONDS) * 1e6}
-
-    found = alternate("relay connections", bench.runs, {name: partial(once, made[name]) for name in commands})
-    shown = [" ".join(command) for command in commands.values()]
-    rates, costs = found["conn/s"], found["cpu"]
-    bench.row("connections tcp gso-on", rates["ours"], rates["peer"], unit="conn/s", commands=shown, **ROW)
-    bench.row("cpu connection tcp", costs["ours"], costs["peer"], unit="us/conn", less=True, commands=shown, **ROW)
 
 
 def latency(bench: Bench, made: Rig) -> None:
@@ -123,8 +67,7 @@ def latency(bench: Bench, made: Rig) -> None:
 
     found = alternate("relay latency", bench.runs, {name: partial(once, name) for name in commands})["ms"]
     added = {
-        name: [max(mine - base, 1e-3) for mine, base in zip(found[name], found["plain"], strict=True)]
-        for name in ("ours", "peer")
+        name: [max(mine - base, 1e-3) for mine, base in zip(found[name], found["plain"], strict=True)] for name in SIDES
     }
     shown = [" ".join(command) for command in commands.values()]
     bench.row("latency connect tcp added", added["ours"], added["peer"], unit="ms", less=True, commands=shown, **ROW)
@@ -144,7 +87,7 @@ def memory(bench: Bench, made: Rig) -> None:
         return {"KB": max(grown / IDLE / 1024, 0.01)}
 
     # A process keeps what it once had: only its first round shows what flows need. One round a fresh process.
-    sides = {name: partial(fresh, made, name, once) for name in ("ours", "peer")}
+    sides = {name: partial(fresh, made, name, once) for name in SIDES}
     found = alternate("relay memory", bench.runs, sides)["KB"]
     shown = [f"{IDLE} connections, one HTTP request each, kept open"]
     bench.row("memory idle flow tcp", found["ours"], found["peer"], unit="KB/flow", less=True, commands=shown, **ROW)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import socket
-import ssl
 import struct
 import subprocess
 import sys
@@ -22,10 +21,9 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
 
 from tests import peers
+from tests.greetings import hello, initial
 from tests.interop.harness import DEADLINE, LOOPBACK, LOOPBACKS, encode, exactly, family, free_port, program
 from tests.interop.test_run import DIRECT, ROOT
 
@@ -63,22 +61,6 @@ def case(rules, hits, misses, **inbound):
 def both(*args, **kwargs):
     """The same flow over TCP and UDP."""
     return [Flow(*args, **kwargs, network=network) for network in ("tcp", "udp")]
-
-
-def hello(name):
-    """The first bytes of a TLS client."""
-    out = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return out.read()
-
-
-def initial(name):
-    """The first datagram of a QUIC client."""
-    client = QuicConnection(configuration=QuicConfiguration(server_name=name, alpn_protocols=["h3"]))
-    client.connect(("192.0.2.1", 443), 0.0)
-    return client.datagrams_to_send(0.0)[0][0]
 
 
 def question(name, kind=1):
@@ -151,20 +133,20 @@ PORTS = {
 SNIFF = {"action": "sniff"}
 SNIFFED = {
     "protocol": case([SNIFF, {"protocol": ["http", "quic"]}],
-                     [Flow(first=http("a.test")), Flow(network="udp", first=initial("a.test"))],
+                     [Flow(first=http("a.test")), Flow(network="udp", first=initial("a.test")[0])],
                      [Flow(first=hello("a.test")), Flow(network="udp", first=question("a.test")), *both(first=b"\0?")]),
     "protocol tls": case([SNIFF, {"protocol": "tls"}], [Flow(first=hello("a.test"))], [Flow(first=http("a.test"))]),
     "protocol dns": case([SNIFF, {"protocol": "dns"}],
                          [Flow(network="udp", first=question("a.test")), Flow(first=framed(question("a.test")))],
-                         [Flow(first=http("a.test")), Flow(network="udp", first=initial("a.test"))]),
+                         [Flow(first=http("a.test")), Flow(network="udp", first=initial("a.test")[0])]),
     "sniffers": case([{"action": "sniff", "sniffer": "tls"}, {"protocol": ["tls", "http"]}],
                      [Flow(first=hello("a.test"))], [Flow(first=http("a.test"))]),
     "not sniffed": case({"protocol": "http"}, [], [Flow(first=http("a.test"))]),
     "sniffed names": case([SNIFF, {"domain": "a.test"}],
                           [Flow(first=http("a.test")), Flow(first=hello("a.test")),
-                           Flow(network="udp", first=initial("a.test"))],
+                           Flow(network="udp", first=initial("a.test")[0])],
                           [Flow(first=http("b.test")), Flow(first=hello("b.test")),
-                           Flow(network="udp", first=initial("b.test"))]),
+                           Flow(network="udp", first=initial("b.test")[0])]),
 }  # fmt: skip
 USERS = [{"username": name, "password": "secret"} for name in ("alice", "bob")]
 INBOUNDS = {

@@ -10,7 +10,6 @@ import json
 import os
 import select
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
 from gateway.lab.topology import End, Host, Link, Route, Topology
 from gateway.service.control import ask
+from tests.greetings import hello
 
 from .whole import ROOT, Whole
 
@@ -284,15 +284,6 @@ class Naming(Whole):
     def close(self) -> None:
         self.far.close()
         super().close()
-
-
-def hello(name: str) -> bytes:
-    """The first bytes of a TLS client."""
-    out = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return out.read()
 
 
 @contextlib.contextmanager

@@ -3,15 +3,14 @@ a greeting in crumbs, and ICMP errors about what userspace has sent."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import ssl
 import struct
 
 import pytest
 
 from gateway.kernel import mark
 from gateway.lab.stage import poll
+from tests.greetings import hello
 
 from .house import CLIENT, DIRECT, FAMILIES, KINDS, PROXIED, SITE, WAN, House
 
@@ -118,15 +117,6 @@ def test_t14_a_greeting_in_crumbs(alone: House, family: int) -> None:
             assert answer == (WAN[family] if expected == "direct" else PROXIED[family]), name
     finally:
         alone.reload()
-
-
-def hello(name: str) -> bytes:
-    """A ClientHello for that name."""
-    out = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return out.read()
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,17 @@ def talk(sock: socket.socket) -> str:
     return sock.recv(200).decode().split()[0]
 
 
+def ended(sock: socket.socket) -> bool:
+    """By an error or by the end of the stream."""
+    try:
+        sock.send(b"?")
+        return not sock.recv(100)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
 def until(work: Callable[[], T], seconds: float = 20) -> T:
     """``work()`` as soon as it is true, or at last whatever it is."""
     end = time.monotonic() + seconds

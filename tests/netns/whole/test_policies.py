@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from .conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, keepers, talk, until
+from .conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, ended, keepers, talk, until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 ENDS = (signal.SIGKILL, signal.SIGTERM)
@@ -47,17 +47,6 @@ def direct_is(whole: Whole, works: bool) -> None:
         check = whole.works if works else whole.refused
         assert until(lambda: check(kind, whole.client, DIRECT[family])), (kind, family)  # noqa: B023
     assert all(whole.pings(site) == works for site in DIRECT)
-
-
-def ended(sock: socket.socket) -> bool:
-    """By an error or by the end of the stream."""
-    try:
-        sock.send(b"?")
-        return not sock.recv(100)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 def names_leave(whole: Whole, works: bool) -> None:

@@ -28,7 +28,7 @@ from gateway.lab.topology import End, Link, Route, Topology
 from gateway.lab.topology import Host as Plan
 from tests import peers
 
-from .conftest import DIRECT, PROXIED, TARGETS, USERSPACE, Whole, echo, leaked, refused, talk, until
+from .conftest import DIRECT, PROXIED, TARGETS, USERSPACE, Whole, echo, ended, leaked, refused, talk, until
 
 PHASES = ("start", "reload", "traffic", "stop")
 LONGEST = {"start": 1.5, "reload": 0.3, "traffic": 0.5, "stop": 0.3}
@@ -165,16 +165,6 @@ def print_first(fail: str, made: list[Made], kills: list[Kill]) -> None:
 def misrouted(fail: str) -> Callable[[Made], bool]:
     """Under ``open`` what the rules proxy is direct while nothing runs: as promised."""
     return lambda made: leaked(made) and (fail != "open" or made.name.startswith("direct"))
-
-
-def ended(sock: socket.socket) -> bool:
-    try:
-        sock.send(b"?")
-        return not sock.recv(100)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 def judge(fail: str, made: list[Made], kills: list[Kill]) -> None:

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import ssl
 
 import dns.message
 import pytest
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.route.sniff import NEED_MORE, PacketState, Sniffed, http, quic, sniff_packet, sniff_stream
+from tests.greetings import hello, initial
 
 V2 = 0x6B3343CF
-
-
-def hello(name):
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    out = ssl.MemoryBIO()
-    try:
-        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name).do_handshake()
-    except ssl.SSLWantReadError:
-        pass
-    return out.read()
-
-
-def initial(name, version=1, filler=0):
-    options = QuicConfiguration(
-        server_name=name,
-        original_version=version,
-        supported_versions=[version],
-        alpn_protocols=["x" * 200] * filler + ["h3"],
-    )
-    connection = QuicConnection(configuration=options)
-    connection.connect(("192.0.2.1", 443), now=0)
-    return [data for data, _ in connection.datagrams_to_send(now=0)]
 
 
 def test_tls_at_every_cut():
