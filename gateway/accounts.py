@@ -63,6 +63,7 @@ class Accounts:
         self._watchers = 0
         self._ended: Ended | None = None
         self.looks = 0
+        self.overruns = 0
 
     # -- what flows
 
@@ -237,6 +238,7 @@ class Accounts:
                 self._plane.edge.loop.remove_reader(self._ended.fd)
                 while self._ended.read():  # what ended in the block
                     pass
+                self.overruns += self._ended.lost
                 self._ended.close()
                 self._ended = None
 

@@ -155,7 +155,7 @@ class Box:
         classes = [total._asdict() for total in self.accounts.classes()]
         return {
             "state": self.state, "uptime": uptime, "files": files, **self.plane.status(), "classes": classes,
-            "looks": self.accounts.looks, **host, **kernel,
+            "looks": self.accounts.looks, "overruns": self.accounts.overruns, **host, **kernel,
         }  # fmt: skip
 
 

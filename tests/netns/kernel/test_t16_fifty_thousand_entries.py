@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.kernel import conntrack, mark
+from gateway.kernel.ended import Ended
 from gateway.kernel.nft.message import ACK, CREATE, REQUEST, answers, attribute, message, nested, u32
 from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
@@ -95,6 +98,18 @@ class Way(Whole):
         found = self.ask(command="flows", sort="bytes")
         return len(found["flows"]) + found["left_out"], time.monotonic() - before, self.spent() - spent
 
+    def waits(self, work: Callable[[], Any]) -> list[float]:
+        """Seconds that others wait for an answer of the gateway, one after the other, while ``work`` is done."""
+        found: list[float] = []
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(work)
+            while not done.done():
+                before = time.monotonic()
+                self.ask(command="status")
+                found.append(time.monotonic() - before)
+            done.result()
+        return found
+
 
 @pytest.fixture(scope="module")
 def way() -> Iterator[Way]:
@@ -129,6 +144,9 @@ def test_t16_of_ours_all_count_and_nobody_waits(way: Way, figure: Any) -> None:
         runs = [way.listed() for _ in range(3)]
         assert [count for count, _, _ in runs] == [ENTRIES] * 3
         assert way.ask(command="status")["looks"] == first + 3
+        waits = way.waits(way.listed)
+        figure(f"while they are listed {len(waits)} others ask: {statistics.median(waits) * 1000:.1f} ms to an answer, "
+               f"{max(waits) * 1000:.0f} at most")  # fmt: skip
         totals = way.ask(command="flows", by="outbound")["totals"]
         assert [(one["name"], one["flows"]) for one in totals] == [("direct", ENTRIES)]
         figure(f"of {ENTRIES} entries of ours: {said(runs)}; load {os.getloadavg()[0]:.0f}")
@@ -144,3 +162,15 @@ def test_t16_of_ours_all_count_and_nobody_waits(way: Way, figure: Any) -> None:
         assert way.listed()[0] == ENTRIES - 1
     finally:
         way.gateway.run(["conntrack", "-F"])
+
+
+def test_t16_ends_that_nobody_reads_in_time_are_known_to_be_lost(way: Way) -> None:
+    heard: list[Any] = []
+    with closing(way.gateway.call(lambda: Ended(mark.DIRECT, mark.CLASS, heard.append))) as ended:
+        way.gateway.call(lambda: fill(mark.DIRECT))
+        way.gateway.run(["conntrack", "-F"])
+        while ended.read():
+            pass
+        assert ended.lost > 0
+        assert 0 < len(heard) < ENTRIES
+    assert way.ask(command="status")["overruns"] == 0, "nobody watched"
