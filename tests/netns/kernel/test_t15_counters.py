@@ -223,6 +223,28 @@ def test_t15_flows_that_end_between_looks(way: Way, family: int) -> None:
     assert (CLIENT4, CLIENT6)[family == 6] not in way.totals("device")
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_t15_the_short_way_of_a_flow_that_ends_between_looks(way: Way, family: int) -> None:
+    way.wake()
+    size = 8 * SIZE  # some of it goes the long way first
+    looks = way.status()["looks"]
+    watching = way.gateway.popen(
+        [sys.executable, "-m", "gateway", "flows", "--json", "--interval", "6", "--instance", way.instance], cwd=ROOT
+    )
+    poll(lambda: way.status()["looks"] == looks + 1, watching.told(), 10)
+    before = way.totals("device")[way.mac()]["up"]
+    near, far = opened(way, family, DIRECT)
+    with near, far:
+        pump(near, far, size)
+        entries = way.gateway.call(lambda: list(counted(mark.DIRECT, mark.CLASS)))
+        tracked = max(one.up.bytes for one in entries if one.up is not None)
+        assert tracked < 0.9 * size, "it went the short way"
+        way.gateway.call(lambda: conntrack.delete_marked(mark.DIRECT, mark.CLASS))
+        assert watching.running, "still watched"
+    watching.wait(20)
+    assert size < way.totals("device")[way.mac()]["up"] - before < 1.1 * size
+
+
 def test_t15_a_flow_of_the_router_counts_for_its_program(way: Way) -> None:
     before = way.totals("process")
     with closing(way.server.socket()) as listener:
