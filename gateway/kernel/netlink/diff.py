@@ -170,13 +170,16 @@ def _delete_route(item: Route) -> Inverse:
     }  # fmt: skip
 
 
-def rules(have: Collection[Rule], want: Iterable[Rule], proto: int = OWN, span: range | None = None) -> list[Step]:
-    """Rules of protocol ``proto``, with a priority in ``span``, that are not wanted go. Equal ones that stand in
-    another order than ``want`` are left so."""
+def rules(have: Collection[Rule], want: Iterable[Rule]) -> list[Step]:
+    """Rules of protocol ``OWN`` that are not wanted go. Equal ones that stand in another order than ``want`` are left
+    so."""
     wanted = tuple(want)
-    steps = [Step("add", item, _delete_rule(item)) for item in wanted if item not in have]
-    gone = (old for old in have if old.proto == proto and (span is None or old.priority in span) and old not in wanted)
-    return steps + [Step("delete", old) for old in gone]
+    steps = [add(item) for item in wanted if item not in have]
+    return steps + [Step("delete", old) for old in have if old.proto == OWN and old not in wanted]
+
+
+def add(rule: Rule) -> Step:
+    return Step("add", rule, _delete_rule(rule))
 
 
 def _delete_rule(item: Rule) -> Inverse:

@@ -74,11 +74,20 @@ class Netlink:
         want = tuple(addresses), tuple(routes)
         return await self._call(lambda: self._session.reconcile(interface, *want))
 
-    async def reconcile_rules(self, want: Iterable[Rule], proto: int = diff.OWN, span: range | None = None) -> int:
-        """Make these rules stand, and no others of protocol ``proto`` with a priority in ``span`` (None: any). Returns
-        the number of steps."""
+    async def reconcile_rules(self, want: Iterable[Rule]) -> int:
+        """Make these rules stand, and no others of protocol ``diff.OWN``. Returns the number of steps."""
         wanted = tuple(want)
-        return await self._call(lambda: self._session.reconcile_rules(wanted, proto, span))
+        return await self._call(lambda: self._session.reconcile_rules(wanted))
+
+    async def add_rules(self, rules: Iterable[Rule]) -> None:
+        """In this order; one that is there already is an error (EEXIST)."""
+        new = tuple(rules)
+        await self._call(lambda: self._session.add_rules(new))
+
+    async def delete_rules(self, rules: Iterable[Rule]) -> None:
+        """In this order; one that is gone is none."""
+        old = tuple(rules)
+        await self._call(lambda: self._session.delete_rules(old))
 
     async def steer(self, on: bool = True) -> int:
         """The rule and local route that deliver marked packets to this host, IPv4 and IPv6; off removes them, the

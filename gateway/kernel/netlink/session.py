@@ -119,13 +119,23 @@ class Session:
                 raise KernelError(f"reconcile {interface}", 0, "the kernel does not keep what was written")
         return count
 
-    async def reconcile_rules(self, want: Iterable[Rule], proto: int, span: range | None) -> int:
-        want = tuple(want)
+    async def reconcile_rules(self, want: Iterable[Rule]) -> int:
         async with _errors("rules"):
-            steps = diff.rules(await self._rules(), want, proto, span)
-            for step in steps:
-                await self._apply(step, 0)
-        return len(steps)
+            return await self._all(diff.rules(await self._rules(), want))
+
+    async def add_rules(self, rules: Iterable[Rule]) -> None:
+        async with _errors("rules"):
+            await self._all(diff.add(rule) for rule in rules)
+
+    async def delete_rules(self, rules: Iterable[Rule]) -> None:
+        async with _errors("rules"):
+            await self._all(Step("delete", rule) for rule in rules)
+
+    async def _all(self, steps: Iterable[Step]) -> int:
+        every = tuple(steps)
+        for step in every:
+            await self._apply(step, 0)
+        return len(every)
 
     async def set_link(self, interface: str, *, up: bool | None = None, mtu: int = 0) -> None:
         """Writes only what differs; ``mtu`` 0 leaves it."""

@@ -13,8 +13,9 @@ from gateway.core.address import Address
 from gateway.core.contracts import Wiring, echoes
 from gateway.core.errors import KernelError, Rejected
 from gateway.core.flow import Flow
-from gateway.kernel import mark, sysctl
+from gateway.kernel import sysctl
 from gateway.kernel.edge import IN
+from gateway.kernel.netlink.diff import Rule
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink, discard
 from gateway.kernel.nft.tun import Table
@@ -66,6 +67,8 @@ class Inbound:
         self._device: Device | None = None
         self._table: Table | None = None
         self._netlink: Netlink | None = None
+        self._rules: tuple[Rule, ...] = ()
+        """The ip rules that it has written."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._second, self._said = 0.0, 0
 
@@ -94,8 +97,7 @@ class Inbound:
         names = 0 if self._names is None else self._names.port
         table.load(plan.tunnel(self._options, device.name, ports, names, local, self._sets))
         await self._route()
-        rules = plan.rules(self._options, device.name, table.number, not self._wiring.steers)
-        await netlink.reconcile_rules(rules, mark.TUN_PROTO, plan.priorities(self._options))
+        await self._rule()
         self._wiring.edge.add(device.fd, IN, self._readable)
         if self._options.auto_redirect:
             monitor = Monitor(netlink)
@@ -130,6 +132,18 @@ class Inbound:
         assert self._table is not None
         routes = plan.routes(self._options, self.device, self._table.number, self._sets)
         await self._netlink.reconcile(self.device, plan.own(self._options, self.device), routes)
+
+    async def _rule(self) -> None:
+        """Those that stand already are another's, a second gateway's perhaps: they are neither written nor deleted."""
+        assert self._netlink is not None
+        assert self._table is not None
+        rules = plan.rules(self._options, self.device, self._table.number, not self._wiring.steers)
+        there = frozenset(await self._netlink.rules())
+        self._rules = tuple(rule for rule in rules if rule not in there)
+        if len(self._rules) < len(rules):
+            span = plan.priorities(self._options)
+            log.warning("%s: ip rules of another tun stand between %d and %d", self.tag, span.start, span.stop - 1)
+        await self._netlink.add_rules(self._rules)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._wiring.edge.loop.create_task(work)
@@ -175,7 +189,7 @@ class Inbound:
         netlink, self._netlink = self._netlink, None
         if netlink is not None:
             try:
-                await netlink.reconcile_rules((), mark.TUN_PROTO, plan.priorities(self._options))
+                await netlink.delete_rules(self._rules)
             except KernelError as error:
                 log.error("%s: ip rules stay: %s", self.tag, error)
             await netlink.__aexit__()

@@ -275,6 +275,22 @@ def test_two_devices_at_once(rig: Rig) -> None:
         ours.close()
 
 
+def test_a_device_without_routes_beside_one_with_them(rig: Rig) -> None:
+    """Its rules may have the priorities of the other's: each takes away its own alone."""
+    plain = {"type": "tun", "tag": "plain", "interface_name": "tun1", "address": ["172.19.9.1/30"]}
+    ours = Ours(rig, config([TUN, plain]))
+    try:
+        ours.start()
+        for site in (SITE4, SITE6):
+            assert carried(rig, "client", site) == TAKEN
+        ours.value["inbounds"].pop()
+        assert "applied" in ours.reload()
+        for site in (SITE4, SITE6):
+            assert carried(rig, "client", site) == TAKEN
+    finally:
+        ours.close()
+
+
 def test_what_is_refused_is_said(rig: Rig) -> None:
     """The device is another's: the start fails, with the reason; nothing is left."""
     before = rig.state()
