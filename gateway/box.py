@@ -90,11 +90,16 @@ class Box:
                 self.plane.use(parts)
             else:
                 await self.kernel.reload(options, config, parts)
-        except (GatewayError, OSError) as error:
-            await self.plane.listen(old)
-            if self.host is not None and before is not None:
-                await self.host.reload(before)
-            raise error if isinstance(error, GatewayError) else GatewayError(str(error)) from error
+        except Exception as error:
+            try:
+                await self.plane.listen(old)
+            finally:
+                if self.host is not None and before is not None:
+                    await self.host.reload(before)
+            if isinstance(error, GatewayError):
+                raise
+            said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise GatewayError(said) from error
         self.config = config
         ended = await self.plane.leave(old)
         if self.kernel is not None:

@@ -22,7 +22,7 @@ from gateway.core.contracts import (
 from gateway.core.contracts import (
     Router as RouterContract,
 )
-from gateway.core.errors import ConfigError, KernelError
+from gateway.core.errors import ConfigError
 from gateway.core.flow import Flow
 from gateway.dns.router import Router as DNSRouter
 from gateway.kernel.edge import Edge
@@ -186,16 +186,22 @@ class Plane:
         return self._build(config, route, sets, self.parts)
 
     async def listen(self, parts: Parts) -> None:
-        """Close the inbounds that ``parts`` has not, open those that it has new. Raises OSError where a port is taken;
-        what listened listens again then; KernelError likewise."""
+        """Close the inbounds that ``parts`` has not, open those that it has new, with the rule sets of ``parts``.
+        Raises OSError where a port is taken; what listened listens again then; KernelError likewise, and whatever
+        else."""
         before, wanted = self._listening, list(parts.inbounds.values())
         gone = [inbound for inbound in before if inbound not in wanted]
         for inbound in gone:
             await inbound.close()
+        sets, self.wiring.sets = self.wiring.sets, parts.engine.sets
         try:
             await start([inbound for inbound in wanted if inbound not in before])
-        except (OSError, KernelError):
+        except Exception:
+            self.wiring.sets = sets
+            # Where that fails too, the next try finds them not listening.
+            self._listening = [inbound for inbound in before if inbound in wanted]
             await start(gone)
+            self._listening = before
             raise
         self._listening = wanted
         tags = {inbound.tag for inbound in gone}

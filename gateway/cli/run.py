@@ -99,6 +99,8 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
             log.info("configuration applied")
         except GatewayError as error:
             log.error("configuration kept: %s", error)
+        except Exception:
+            log.exception("configuration kept")
 
     control = Control(box.run, {"status": status, "explain": explain, "flows": flows, "reload": reload})
     await control.start()

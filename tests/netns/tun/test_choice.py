@@ -155,6 +155,18 @@ def test_rule_sets_and_a_reload_that_changes_one(rig: Rig, tmp_path: Path, mode:
 
 
 @BOTH
+def test_a_reload_that_brings_a_rule_set_and_names_it(rig: Rig, mode: str) -> None:
+    with rig.ours(MODES[mode]) as ours:
+        assert carried(rig, "client", SITE4) == TAKEN
+        rules = [{"ip_cidr": [f"{SITE4}/32"]}]
+        ours.value["route"] = {"rule_set": [{"tag": "some", "type": "inline", "rules": rules}]}
+        ours.value["inbounds"][0]["route_exclude_address_set"] = "some"
+        assert "configuration applied" in (line := ours.reload()), line
+        assert carried(rig, "client", SITE4) == LEFT
+        assert carried(rig, "client", OTHER4) == TAKEN
+
+
+@BOTH
 def test_strict_route(rig: Rig, mode: str) -> None:
     tun = MODES[mode] | {"address": "172.19.0.1/30"}
     with rig.ours(tun):
