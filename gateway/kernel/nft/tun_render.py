@@ -35,7 +35,8 @@ Elements = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """What one table does. ``ports``: family -> port of its listeners; ``uids``: ranges as text that are left alone."""
+    """What one table does. ``ports``: family -> port of its listeners; ``uids``: ranges as text that are left alone;
+    ``here``: whether flows of this host may be taken."""
 
     device: str
     mode: Literal["manual", "routes", "redirect"]
@@ -55,6 +56,7 @@ class Tunnel:
     input_mark: int = 0
     output_mark: int = 0
     strict: bool = False
+    here: bool = True
     sets: Elements = field(default_factory=dict)
 
 
@@ -196,6 +198,8 @@ def _forwarded(plan: Tunnel) -> Iterator[str]:
 
 
 def _takes_local(plan: Tunnel) -> bool:
+    if not plan.here:
+        return False
     return "lo" not in plan.exclude_interface and (not plan.include_interface or "lo" in plan.include_interface)
 
 

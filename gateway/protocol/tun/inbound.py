@@ -95,7 +95,8 @@ class Inbound:
         local = await self._local()
         ports: dict[int, int] = {family: sockets.port for family, sockets in self._sockets.items()}
         names = 0 if self._names is None else self._names.port
-        table.load(plan.tunnel(self._options, device.name, ports, names, local, self._sets))
+        here = not self._wiring.steers
+        table.load(plan.tunnel(self._options, device.name, ports, names, local, self._sets, here))
         await self._route()
         await self._rule()
         self._wiring.edge.add(device.fd, IN, self._readable)

@@ -197,9 +197,10 @@ def _lifted(options: InboundOptions, rule: Any, past: dict[str, Any], local: boo
 
 
 def tunnel(
-    options: InboundOptions, device: str, ports: Mapping[int, int], dns_port: int, local: Iterable[Network], sets: Sets
+    options: InboundOptions, device: str, ports: Mapping[int, int], dns_port: int, local: Iterable[Network], sets: Sets,
+    here: bool = True,
 ) -> Tunnel:  # fmt: skip
-    """``local``: networks of this host."""
+    """``local``: networks of this host; ``here``: whether its flows are taken."""
     redirect = options.auto_redirect
     return Tunnel(
         device=device,
@@ -220,6 +221,7 @@ def tunnel(
         input_mark=options.input_mark,
         output_mark=options.output_mark,
         strict=options.strict_route,
+        here=here,
         sets=local_elements(local) | set_elements(options, sets) if redirect else {},
     )
 

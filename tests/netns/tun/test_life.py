@@ -9,7 +9,7 @@ import pytest
 
 from gateway.lab.stage import poll
 
-from .rig import CLIENT, MARKED, MODES, SITES, TUN, Ours, Rig, config
+from .rig import CLIENT, MARKED, MODES, OWN, SITES, TUN, Ours, Rig, config, family
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("tun")]
 
@@ -160,15 +160,16 @@ def test_beside_a_gateway(rig: Rig, mode: str) -> None:
                     assert rig.ask(host, kind, site), (host.name, kind, site)
                     assert (":80 to direct" in ours.told()[before:]) == (host is rig.guest), "else the kernel's"
         assert rig.ping(rig.client, SITE4) != "?"
-        if mode == "redirect":
-            # Of this host, to a network behind its LAN: not steered, and so the tun's.
-            rig.client.run(["ip", "address", "add", "198.18.5.5/32", "dev", "lo"], check=True)
-            rig.gateway.run(["ip", "route", "add", "198.18.5.5", "via", CLIENT[4]], check=True)
-            assert rig.ask(rig.gateway, "tcp", "198.18.5.5", 9) == "", "nobody listens there"
-            (line,) = [line for line in ours.told().splitlines() if "198.18.5.5:9" in line]
-            assert " tun-in: " in line
-            rig.client.run(["ip", "address", "del", "198.18.5.5/32", "dev", "lo"], check=True)
-            rig.gateway.run(["ip", "route", "del", "198.18.5.5"], check=True)
+        # Of this host, to a network behind its LAN: not steered, and not the tun's either.
+        rig.client.run(["ip", "address", "add", "198.18.5.5/32", "dev", "lo"], check=True)
+        rig.gateway.run(["ip", "route", "add", "198.18.5.5", "via", CLIENT[4]], check=True)
+        assert rig.ask(rig.gateway, "tcp", "198.18.5.5", 9) == "", "nobody listens there"
+        assert "198.18.5.5:9" not in ours.told()
+        rig.client.run(["ip", "address", "del", "198.18.5.5/32", "dev", "lo"], check=True)
+        rig.gateway.run(["ip", "route", "del", "198.18.5.5"], check=True)
+        for site in (SITE4, SITE6):
+            for kind in ("tcp", "udp"):
+                assert rig.ask(rig.gateway, kind, site, 53) == OWN[family(site)], "the host's resolver asks itself"
         for server in (OTHER4, "192.168.7.1"):
             words = ["dig", f"@{server}", "+short", "+tries=1", "+time=5", "a.example", "A"]
             assert rig.client.run(words).out.split() == ["192.0.2.7"]
@@ -177,5 +178,29 @@ def test_beside_a_gateway(rig: Rig, mode: str) -> None:
         assert rig.ask(rig.client, "tcp", SITE4, 7777)
         assert ours.command("down").ok
         assert "proto 239" not in "".join(rig.state().values())
+    finally:
+        ours.close()
+
+
+@BOTH
+def test_beside_a_gateway_what_the_kernel_alone_can_carry(rig: Rig, mode: str) -> None:
+    """Neither TCP nor UDP, of its LANs and of this host: it goes on its way, whatever the rules say of all flows."""
+    value = config([TUN | MODES[mode]], route={"final": "proxy"}, gateway=gateway_object(rig))
+    value["outbounds"] = [{"type": "socks", "tag": "proxy", "server": "192.0.2.1", "server_port": 1080}]
+    ours = Ours(rig, value)
+    try:
+        ours.start()
+        poll(lambda: ours.command("status", "--json").json()["steering"], "steering", 10)
+        for host, six in ((rig.client, CLIENT[6]), (rig.gateway, OWN[6])):
+            assert rig.ping(host, SITE4) == OWN[4]
+            assert rig.ping(host, SITE6) == six
+        for kind, site in ((socket.AF_INET, SITE4), (socket.AF_INET6, SITE6)):
+            with (
+                rig.client.socket(kind, socket.SOCK_RAW, 253) as near,
+                rig.server.socket(kind, socket.SOCK_RAW, 253) as far,
+            ):
+                far.settimeout(5)
+                near.sendto(b"experiment", (site, 0))
+                assert far.recv(100).endswith(b"experiment")
     finally:
         ours.close()

@@ -87,7 +87,7 @@ def test_what_redirect_asks_in_its_order():
 
 
 def test_this_host_may_be_left_out():
-    for fields in ({"exclude_interface": ("lo",)}, {"include_interface": ("a",)}):
+    for fields in ({"exclude_interface": ("lo",)}, {"include_interface": ("a",)}, {"here": False}):
         assert rules("local", mode="redirect", dns_port=5, **fields) == []
         assert rules("dns_local", mode="redirect", dns_port=5, **fields) == []
         assert rules("device_out", mode="redirect", **fields) == []
