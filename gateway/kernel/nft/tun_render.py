@@ -17,7 +17,7 @@ from typing import Literal
 from gateway.core.address import IP
 from gateway.kernel import mark
 from gateway.kernel.nft.render import quote
-from gateway.kernel.nft.steer_render import MOST, MULTIPATH
+from gateway.kernel.nft.steer_render import ERRORS, MOST, MULTIPATH
 
 NUMBERS = 32
 """Tables of one network namespace: the number of an inbound has five bits of the ct mark."""
@@ -128,6 +128,7 @@ def _deliver(plan: Tunnel) -> Iterator[str]:
         way = f"tproxy ip to 127.0.0.1:{port}" if family == 4 else f"tproxy ip6 to [::1]:{port}"
         what = f"meta nfproto ipv{family} meta l4proto {{ tcp, udp }}"
         yield f"{what} {way} meta mark set meta mark | {mark.ROUTE:#010x} accept"
+    yield ERRORS
     yield "goto refuse"
 
 

@@ -4,13 +4,13 @@ a greeting in crumbs, and ICMP errors about what userspace has sent."""
 from __future__ import annotations
 
 import socket
-import struct
 
 import pytest
 
 from gateway.kernel import mark
 from gateway.lab.stage import poll
 from tests.greetings import hello
+from tests.netns.too_large import answer, complain
 
 from .house import CLIENT, DIRECT, FAMILIES, KINDS, PROXIED, SITE, WAN, House
 
@@ -146,8 +146,8 @@ def test_t14_a_packet_was_too_large(alone: House, place: str, kind: str, family:
         sock.send(b"?")
         assert sock.recv(100).decode().split()[1] == seen(place, family)
         port = sock.getsockname()[1]
-        packet = answer(wire, family, kind, site, port)
-        complain(house, family, site, packet)
+        packet = answer(wire, kind, (site, SITE), port)
+        complain(house.client, packet, MTU[family])
         poll(lambda: f" mtu {MTU[family]}" in path(house, target, family, back), f"{target.name} was not told")
         sock.send(b"?")
         assert sock.recv(100).decode().split()[1] == seen(place, family)
@@ -158,45 +158,6 @@ def test_t14_a_packet_was_too_large(alone: House, place: str, kind: str, family:
 
 def path(house: House, target, family: int, to: str) -> str:
     return str(target.run(["ip", f"-{family}", "route", "get", to], check=True).out)
-
-
-def answer(wire: socket.socket, family: int, kind: str, site: str, port: int) -> bytes:
-    """The first packet of the site to that port with data; of TCP the number is that of the next, since a sender
-    believes nothing about what has arrived (RFC 5927)."""
-    source = socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, site)
-    while True:
-        packet = wire.recv(65536)
-        start = (packet[0] & 15) * 4 if family == 4 else 40
-        if packet[0] >> 4 != family or source != (packet[12:16] if family == 4 else packet[8:24]):
-            continue
-        if struct.unpack_from("!HH", packet, start) != (SITE, port):
-            continue
-        data = len(packet) - start - (packet[start + 12] >> 4) * 4
-        if kind == "udp":
-            return packet
-        if data > 0:
-            (number,) = struct.unpack_from("!I", packet, start + 4)
-            return packet[: start + 4] + struct.pack("!I", (number + data) & 0xFFFFFFFF) + packet[start + 8 :]
-
-
-def complain(house: House, family: int, to: str, packet: bytes) -> None:
-    """Fragmentation needed (RFC 792, 1191), packet too big (RFC 4443)."""
-    protocol = socket.IPPROTO_ICMP if family == 4 else socket.IPPROTO_ICMPV6
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    if family == 4:
-        text = struct.pack("!BBHHH", 3, 4, 0, 0, MTU[4]) + packet[:28]
-        text = text[:2] + checksum(text) + text[4:]
-    else:
-        text = struct.pack("!BBHI", 2, 0, 0, MTU[6]) + packet[:600]
-    with house.client.socket(kind, socket.SOCK_RAW, protocol) as sock:
-        sock.sendto(text, (to, 0))
-
-
-def checksum(data: bytes) -> bytes:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!H", ~total & 0xFFFF)
 
 
 def test_t14_nothing_of_it_is_left(alone: House) -> None:

@@ -221,7 +221,8 @@ class Rig:
                 (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if six else (socket.IPPROTO_IP, socket.IP_TTL)
             )
             near.setsockopt(level, option, hops)
-            said = codec.Echo(os.getpid() & 0xFFFF, next_sequence(), os.urandom(32))
+            # A ping that nobody has seen before: to conntrack one with the same identifier is a running flow.
+            said = codec.Echo(int.from_bytes(os.urandom(2)), next_sequence(), os.urandom(32))
             version = family(site)
             near.sendto(codec.write_echo(version, codec.ECHO[version], said), (site, 0))
             return self._heard(near, said, version, site, wait) and self._seen(far, said, version)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.lab.stage import poll
+from tests.netns.too_large import answer, complain
 
 from .rig import CLIENT, MARKED, MODES, OWN, SITES, TUN, Ours, Rig, Unreachable, config, family
 
@@ -22,6 +23,7 @@ OTHER = {4: SITES[1], 6: SITES[5]}
 PROXIED = {4: SITES[2], 6: SITES[6]}
 BLOCKED = {4: SITES[3], 6: SITES[7]}
 SIZE = 32 << 20
+ETH_P_ALL = 3
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 PLACES = pytest.mark.parametrize("place", ["client", "gateway"])
 
@@ -133,6 +135,57 @@ def test_who_is_on_the_way_says_so(rig: Rig, ours: Ours, version: int) -> None:
     finally:
         hop.run(["ip", "route", "del", beyond])
         hop.run(["sysctl", "-qw", f"net/{name}=0"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    # Linux forgets what an unconnected IPv4 socket of somebody else's address is told (__ipv4_sk_update_pmtu).
+    [("tcp", 4), ("tcp", 6), ("udp", 6)],
+)
+def test_a_packet_was_too_large(rig: Rig, ours: Ours, kind: str, version: int) -> None:
+    """A link behind the LAN carries less than what comes in the site's name: the gateway is told, who has sent it."""
+    family, site, mtu = (socket.AF_INET6 if version == 6 else socket.AF_INET), SITE[version], {4: 700, 6: 1300}[version]
+    style = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    with (
+        rig.client.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))) as wire,
+        rig.client.socket(family, style) as sock,
+    ):
+        for one in (wire, sock):
+            one.settimeout(5)
+        sock.connect((site, 7777))
+        sock.send(b"?")
+        assert sock.recv(100).decode() == MARKED[version]
+        packet = answer(wire, kind, (site, 7777), sock.getsockname()[1])
+        complain(rig.client, packet, mtu)
+        poll(lambda: f" mtu {mtu}" in path(rig, version), "it was not told", 5)
+        sock.send(b"?")
+        assert sock.recv(100).decode() == MARKED[version]
+    rig.gateway.run(["ip", f"-{version}", "route", "flush", "cache"], check=True)
+    assert " mtu " not in path(rig, version)
+
+
+def path(rig: Rig, version: int) -> str:
+    return rig.gateway.run(["ip", f"-{version}", "route", "get", CLIENT[version]], check=True).out
+
+
+@FAMILIES
+def test_what_this_host_says_of_an_answer_stays_here(rig: Rig, ours: Ours, version: int) -> None:
+    """Who has asked is gone: the ICMP error is for us, who have answered in the site's name, not for the site."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    protocol = socket.IPPROTO_ICMPV6 if version == 6 else socket.IPPROTO_ICMP
+    with rig.server.socket(family, socket.SOCK_RAW, protocol) as heard:
+        heard.settimeout(1)
+        with rig.gateway.socket(family, socket.SOCK_DGRAM) as sock:
+            for _ in range(5):
+                sock.sendto(b"?", (SITE[version], 7777))
+        kinds = set()
+        while True:
+            try:
+                data = heard.recv(2000)
+            except TimeoutError:
+                break
+            kinds.add(data[20] if version == 4 else data[0])
+        assert {4: 3, 6: 1}[version] not in kinds
 
 
 @FAMILIES

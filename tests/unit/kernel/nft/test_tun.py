@@ -49,7 +49,7 @@ def test_delivery_is_to_loopback_alone():
     assert "tproxy ip to 127.0.0.1:1004 meta mark set meta mark | 0x01000000 accept" in found[1]
     assert "tproxy ip6 to [::1]:1006 meta mark set" in found[2]
     assert found[-1] == "goto refuse", "where nobody listens"
-    assert len(rules("deliver", ports={4: 1004})) == 3
+    assert len(rules("deliver", ports={4: 1004})) == 4
 
 
 def test_the_routes_are_asked_by_a_mark_that_goes_again():
