@@ -114,10 +114,13 @@ def original_destination(sock: socket.socket) -> Address:
 
 
 def is_local(ip: IP) -> bool:
-    """Whether ``ip`` is an address of this host (asked by binding to it)."""
+    """Whether ``ip`` is an address of this host: what goes there has it as its source too. (Binding to it says nothing
+    where ip_nonlocal_bind is set.)"""
+    if ip.is_loopback:
+        return True
     try:
         with socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.bind(sockaddr(ip, 0))
+            sock.connect(sockaddr(ip, 9))
+            return address_of(sock.getsockname()).ip == ip
     except OSError:
         return False
-    return True

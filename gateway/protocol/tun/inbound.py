@@ -19,6 +19,7 @@ from gateway.kernel.netlink.diff import Rule
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink, discard
 from gateway.kernel.nft.tun import Table
+from gateway.kernel.sockopt import is_local
 from gateway.kernel.tun import HEADER, PLAIN, Device
 from gateway.protocol.tproxy.inbound import Inbound as Transparent
 from gateway.protocol.tproxy.options import InboundOptions as TransparentOptions
@@ -34,6 +35,8 @@ BATCH = 64
 """Packets taken from the device in one wake-up."""
 ERRORS = 100
 """ICMP errors a second; beyond them nothing is said."""
+LOOPS = 60.0
+"""Seconds between two lines of the log that say that this host's own flows come back."""
 MTU = 65535
 _HERE = {4: "127.0.0.1", 6: "::1"}
 
@@ -71,6 +74,7 @@ class Inbound:
         """The ip rules that it has written."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._second, self._said = 0.0, 0
+        self._warned = -LOOPS
 
     # -- life
 
@@ -231,18 +235,39 @@ class Inbound:
             return
         if packet.destination in self._loopback:
             device.write(bytes(frame[:HEADER]) + codec.swapped(packet))
-        elif packet.protocol in (codec.TCP, codec.UDP) and self._table is not None and packet.source not in self._own:
-            # Once more through the table, which takes what comes out of the device; the flow's next packet gets no
-            # further than that. What our own sockets send is not meant to come here.
-            device.write(frame)
+        elif packet.protocol in (codec.TCP, codec.UDP):
+            if self._of_this_host(packet):
+                self._come_back(packet)
+                self._refuse(packet, *codec.PORT[packet.family])
+            else:
+                # Once more through the table, which takes what comes out of the device; the flow's next packet gets no
+                # further than that.
+                device.write(frame)
         elif (said := codec.echo(packet)) is not None:
             self._echo(packet, said)
         else:
-            port = packet.protocol in (codec.TCP, codec.UDP)
-            self._refuse(packet, *(codec.PORT if port else codec.PROTOCOL)[packet.family])
+            self._refuse(packet, *codec.PROTOCOL[packet.family])
+
+    def _of_this_host(self, packet: Packet) -> bool:
+        return packet.source in self._own or is_local(packet.source)
+
+    def _come_back(self, packet: Packet) -> None:
+        """The table takes flows of this host before they get here, but for those of our own sockets: taken, each would
+        make another one, without end."""
+        now = self._wiring.edge.loop.time()
+        near = any(packet.destination in network for network in self._near)
+        if codec.answerable(packet) and not near and now - self._warned >= LOOPS:
+            self._warned = now
+            log.warning(
+                "%s: the way of an outbound to %s leads back into %s: it is refused; set its bind_interface, or route "
+                "what the outbounds need past the device", self.tag, packet.destination, self.device,
+            )  # fmt: skip
 
     def _echo(self, packet: Packet, said: Echo) -> None:
-        if packet.destination.is_multicast or (packet.source in self._own and self._echoes.ours(packet, said)):
+        if packet.destination.is_multicast:
+            return
+        if self._echoes.ours(packet, said) and self._of_this_host(packet):
+            self._come_back(packet)
             return
         flow = Flow("icmp", self.tag, self.type, Address(packet.source, 0), Address(packet.destination, 0))
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +257,35 @@ def test_a_device_without_routes(rig: Rig) -> None:
             for place in ("client", "gateway"):
                 assert rig.ask(getattr(rig, place), "udp", site) == "", "the outbound's own way is not the tun"
     direct = {"type": "direct", "tag": "direct", "bind_interface": "wan0"}
-    with rig.ours({"auto_route": False}, outbounds=[direct]):
+    with rig.ours({"auto_route": False}, outbounds=[direct]) as ours:
         for site in (SITE4, SITE6):
             rig.gateway.run(["ip", "route", "add", site, "dev", "tun0"], check=True)
             for kind in ("tcp", "udp"):
                 assert rig.ask(rig.client, kind, site) not in ("", GUEST[4])
+        assert "leads back" not in ours.told()
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_what_would_go_round_is_refused_and_said(rig: Rig, bound: bool) -> None:
+    """The outbound's way leads back into the device: its connection is not one more flow."""
+    outbounds = config([])["outbounds"] if bound else [{"type": "direct", "tag": "direct"}]
+    with rig.ours({"auto_route": False}, outbounds=outbounds) as ours:
+        for site in (SITE4, SITE6):
+            rig.gateway.run(["ip", "route", "add", site, "dev", "tun0"], check=True)
+            for kind in ("tcp", "udp"):
+                before = len(ours.told())
+                start = time.monotonic()
+                assert rig.ask(rig.client, kind, site) == ""
+                if kind == "tcp":
+                    assert time.monotonic() - start < 3, "refused at once"
+                said = ours.told()[before:].splitlines()
+                assert len([line for line in said if " tun-in: " in line and kind in line]) == 1, said
+            assert rig.ping(rig.client, site, wait=2) == ""
+        (link,) = json.loads(rig.gateway.run(["ip", "-j", "-s", "link", "show", "tun0"], check=True).out)
+        assert link["stats64"]["tx"]["packets"] < 50, "packets that reached the program"
+        (line,) = [line for line in ours.told().splitlines() if "leads back" in line]
+        assert f"tun-in: the way of an outbound to {SITE4} leads back into tun0" in line
+        assert "bind_interface" in line
 
 
 def test_two_devices_at_once(rig: Rig) -> None:
@@ -351,11 +376,14 @@ def test_what_others_lead_into_the_device_is_turned_round(rig: Rig) -> None:
     mark = "table ip others { chain c { type filter hook prerouting priority -400; meta mark set 0x77; }; }"
     rig.gateway.run(["nft", "-f", "-"], stdin=mark.encode(), check=True)
     rig.gateway.run(["ip", *rule], check=True)
+    # To which an address of anybody looks like one of this host.
+    rig.gateway.run(["sysctl", "-qw", "net.ipv4.ip_nonlocal_bind=1"], check=True)
     try:
         with rig.ours({}):
             for kind in ("tcp", "udp"):
                 assert rig.carried(rig.client, kind, OTHER4)
     finally:
+        rig.gateway.run(["sysctl", "-qw", "net.ipv4.ip_nonlocal_bind=0"], check=True)
         rig.gateway.run(["ip", *rule[:1], "del", *rule[2:]], check=True)
         rig.gateway.run(["nft", "delete", "table", "ip", "others"], check=True)
 
