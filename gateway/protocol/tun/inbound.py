@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -35,6 +36,8 @@ BATCH = 64
 """Packets taken from the device in one wake-up."""
 ERRORS = 100
 """ICMP errors a second; beyond them nothing is said."""
+INTERVAL = 0.25
+"""Seconds between two repairs, should somebody take it away again each time."""
 LOOPS = 60.0
 """Seconds between two lines of the log that say that this host's own flows come back."""
 MTU = 65535
@@ -68,6 +71,7 @@ class Inbound:
         self._near = tuple(prefix.network for prefix in options.addresses)
         self._loopback = frozenset(options.loopback)
         self._device: Device | None = None
+        self._index = 0
         self._table: Table | None = None
         self._netlink: Netlink | None = None
         self._rules: tuple[Rule, ...] = ()
@@ -91,23 +95,31 @@ class Inbound:
         if self._names is not None:
             self._names.start()
         table = self._table = Table(self._names is not None)
-        device = self._device = Device(self._options.interface_name or "tun%d")
-        self.device = device.name
         netlink = self._netlink = await Netlink(self._record).__aenter__()
-        self._tune(device.name)
-        await netlink.set_link(device.name, up=True, mtu=self._options.mtu or MTU)
+        await self._make(self._options.interface_name or "tun%d")
         local = await self._local()
         ports: dict[int, int] = {family: sockets.port for family, sockets in self._sockets.items()}
         names = 0 if self._names is None else self._names.port
         here = not self._wiring.steers
-        table.load(plan.tunnel(self._options, device.name, ports, names, local, self._sets, here))
+        table.load(plan.tunnel(self._options, self.device, ports, names, local, self._sets, here))
         await self._route()
         await self._rule()
-        self._wiring.edge.add(device.fd, IN, self._readable)
+        monitor = Monitor(netlink)
+        moved = asyncio.Event()
+        monitor.watch(lambda names: moved.set() if self.device in names else None)
+        monitor.watch_addresses(moved.set)
         if self._options.auto_redirect:
-            monitor = Monitor(netlink)
             monitor.watch_addresses(lambda: self._do(self._follow_local()))
-            self._do(monitor.run())
+        self._do(self._keep(moved))
+        self._do(monitor.run())
+
+    async def _make(self, name: str) -> None:
+        assert self._netlink is not None
+        device = self._device = Device(name)
+        self.device, self._index = device.name, socket.if_nametoindex(device.name)
+        self._tune(device.name)
+        await self._netlink.set_link(device.name, up=True, mtu=self._options.mtu or MTU)
+        self._wiring.edge.add(device.fd, IN, self._readable)
 
     def _record(self, step: dict[str, Any]) -> None:
         """The device takes all else with it."""
@@ -132,11 +144,12 @@ class Inbound:
         assert self._netlink is not None
         return (await self._netlink.prefixes()).difference(self._near)
 
-    async def _route(self) -> None:
+    async def _route(self) -> int:
+        """Number of steps."""
         assert self._netlink is not None
         assert self._table is not None
         routes = plan.routes(self._options, self.device, self._table.number, self._sets)
-        await self._netlink.reconcile(self.device, plan.own(self._options, self.device), routes)
+        return await self._netlink.reconcile(self.device, plan.own(self._options, self.device), routes)
 
     async def _rule(self) -> None:
         """Those that stand already are another's, a second gateway's perhaps: they are neither written nor deleted."""
@@ -149,6 +162,48 @@ class Inbound:
             span = plan.priorities(self._options)
             log.warning("%s: ip rules of another tun stand between %d and %d", self.tag, span.start, span.stop - 1)
         await self._netlink.add_rules(self._rules)
+
+    async def _keep(self, moved: asyncio.Event) -> None:
+        """Puts back what others take away: addresses and routes, which go with a device that is set down, and rules."""
+        problem = ""
+        while True:
+            await moved.wait()
+            moved.clear()
+            try:
+                found = await self._stand()
+            except (KernelError, KeyError) as error:
+                found = f"what others took away cannot be put back: {error}"
+            if found and found != problem:
+                log.warning("%s: %s", self.tag, found)
+            problem = found
+            await asyncio.sleep(INTERVAL)
+
+    async def _stand(self) -> str:
+        """What is wrong, which nobody here can change. Raises KernelError, KeyError."""
+        assert self._netlink is not None
+        link = (await self._netlink.links()).get(self.device)
+        if link is None or link.index != self._index:
+            self._drop()
+            await self._make(self.device)  # EBUSY where another has taken the name
+            log.warning("%s: %s was deleted by another program, and is made anew", self.tag, self.device)
+        elif not link.up:
+            return f"{self.device} was set down by another program: flows go past it"
+        steps = await self._route()
+        there = frozenset(await self._netlink.rules())
+        if gone := tuple(rule for rule in self._rules if rule not in there):
+            await self._netlink.add_rules(gone)
+        if steps or gone:
+            log.warning(
+                "%s: addresses, routes or ip rules of %s were taken away by another program, and are restored",
+                self.tag, self.device,
+            )  # fmt: skip
+        return ""
+
+    def _drop(self) -> None:
+        device, self._device = self._device, None
+        if device is not None:
+            self._wiring.edge.remove(device.fd)
+            device.close()
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._wiring.edge.loop.create_task(work)
@@ -202,10 +257,7 @@ class Inbound:
         if table is not None:
             with contextlib.suppress(KernelError):
                 table.close()
-        device, self._device = self._device, None
-        if device is not None:
-            self._wiring.edge.remove(device.fd)
-            device.close()
+        self._drop()
         self._echoes.close()
         if self._names is not None:
             self._names.close()
@@ -222,9 +274,11 @@ class Inbound:
             try:
                 frame = device.read()
             except OSError as error:
-                if error.errno == errno.EIO:  # somebody has set it down
-                    return
-                raise
+                if error.errno == errno.EBADFD:  # somebody has deleted it
+                    self._wiring.edge.remove(device.fd)
+                elif error.errno != errno.EIO:  # somebody has set it down
+                    raise
+                return
             if frame is None:
                 return
             self._packet(device, frame)

@@ -106,6 +106,52 @@ def test_a_strict_reverse_path(rig: Rig, mode: str) -> None:
         rig.gateway.run(["sysctl", "-qw", f"{name}=0"], check=True)
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("link set tun0 down", "link set tun0 up"), "set down"),
+        (("address flush dev tun0",), "restored"),
+        (("route flush table 2381", "route flush table 2022", "-6 route flush table 2022"), "restored"),
+        (("rule del pref 9000", "rule del pref 9001", "-6 rule del pref 9000"), "restored"),
+        (("link del tun0",), "made anew"),
+    ],
+)
+def test_what_others_take_away_is_put_back(rig: Rig, mode: str, words: tuple[str, ...], said: str) -> None:
+    names = ("rules4", "rules6", "tables", "local")
+    with rig.ours(MODES[mode]) as ours, rig.connect(rig.client, SITE4, 7777) as sock:
+        sock.sendall(b"!one")
+        assert sock.recv(10) == b"!one"
+        before = rig.state()
+        for some in words:
+            rig.gateway.run(["ip", *some.split()], check=True)
+            if some.endswith("down"):
+                poll(lambda: said in ours.told(), "it does not say so", 5)
+        poll(lambda: all(rig.state()[name] == before[name] for name in names), "not put back", 5)
+        poll(lambda: said in ours.told(), "it does not say so", 5)
+        for site in (SITE4, SITE6):
+            for kind in ("tcp", "udp", "icmp"):
+                assert rig.carried(rig.client, kind, site)
+        sock.sendall(b"two")
+        assert sock.recv(10) == b"two"
+        ours.stop()
+        assert "Traceback" not in ours.told()
+        assert "proto 239" not in "".join(rig.state().values())
+
+
+def test_a_name_that_another_takes_is_the_others(rig: Rig) -> None:
+    with rig.ours({}) as ours:
+        words = b"link del tun0\nlink add tun0 type veth peer name other\nlink set tun0 up\n"
+        rig.gateway.run(["ip", "-b", "-"], stdin=words, check=True)
+        try:
+            poll(lambda: "cannot be put back: make the interface tun0" in ours.told(), "it does not say so", 5)
+            assert "inet" not in rig.gateway.run(["ip", "-4", "address", "show", "tun0"]).out
+        finally:
+            rig.gateway.run(["ip", "link", "del", "tun0"], check=True)
+        poll(lambda: "made anew" in ours.told(), "it is not made again", 5)
+        poll(lambda: rig.carried(rig.client, "tcp", SITE4), "carried again", 5)
+
+
 def test_what_a_reload_cannot_do_it_says(rig: Rig) -> None:
     ours = Ours(rig, config([{"type": "socks", "tag": "in", "listen": "127.0.0.1", "listen_port": 1080}]))
     try:
