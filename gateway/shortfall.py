@@ -10,24 +10,30 @@ import os
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
+from gateway.config.fields import as_list
 from gateway.config.root import Config, Tagged
 from gateway.kernel.probe import Finding, probe, tunnel
+from gateway.kernel.probe.finding import parameter
 from gateway.options import GatewayOptions
 
 
 def shortfall(config: Config) -> Iterator[Finding]:
     """Only what is not well. A configuration without a ``gateway`` object asks nothing of the kernel but ports and, for
-    a ``tun``, the device and nftables."""
+    a ``tun``, the device, nftables and what it names."""
     options = config.gateway
+    alone = not isinstance(options, GatewayOptions)
     if isinstance(options, GatewayOptions):
         yield from (finding for finding in probe() if not finding.ok)
         yield from interfaces(options)
         yield from group(options)
-    elif any(inbound.type == "tun" for inbound in config.inbounds):
-        yield from (finding for finding in tunnel() if not finding.ok)
+    if any(inbound.type == "tun" for inbound in config.inbounds):
+        yield from (finding for finding in tunnel(alone) if not finding.ok)
     for inbound in config.inbounds:
         yield from ports(inbound)
+        if inbound.type == "tun":
+            yield from device(inbound)
 
 
 def interfaces(options: GatewayOptions) -> Iterator[Finding]:
@@ -44,6 +50,25 @@ def group(options: GatewayOptions) -> Iterator[Finding]:
     path = options.kernel.cgroup
     if path and not os.path.isdir(path):
         yield Finding("cgroup", False, f"{path} is not a folder: process rules are judged in userspace", needed=False)
+
+
+def device(inbound: Tagged) -> Iterator[Finding]:
+    """Of a ``tun``: a device name that another kind of interface has, interfaces that are named and not there, IPv6
+    where the host has none."""
+    name, options = f"tun {inbound.tag}", inbound.options
+    there = {one for _, one in socket.if_nameindex()}
+    wanted = options.interface_name
+    # A tun may be the one of a run that goes on, or made beforehand to be taken over.
+    if wanted in there and not Path("/sys/class/net", wanted, "tun_flags").exists():
+        yield Finding(name, False, f"{wanted} is there and is no tun: choose another interface_name")
+    for field in ("include_interface", "exclude_interface"):
+        for one in as_list(getattr(options, field)):
+            if one not in there and one != wanted:
+                detail = f"{field}: there is no interface {one}; it counts once it is there"
+                yield Finding(name, False, detail, needed=False)
+    if 6 in options.families and parameter("net/ipv6/conf/default/disable_ipv6") != "0":
+        remedy = "sysctl -w net.ipv6.conf.default.disable_ipv6=0"
+        yield Finding(name, False, "it has an IPv6 address, and IPv6 is switched off for new interfaces", remedy)
 
 
 def ports(inbound: Tagged) -> Iterator[Finding]:

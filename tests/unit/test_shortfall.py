@@ -81,8 +81,33 @@ def test_what_is_only_worse_is_no_failure(told: Any, monkeypatch: pytest.MonkeyP
 def test_what_a_tun_needs(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inbound = {"type": "tun", "tag": "in", "address": "172.19.0.1/30"}
     missing = Finding("tun", False, "/dev/net/tun: No such file or directory", "CONFIG_TUN (modprobe tun)")
-    monkeypatch.setattr(module, "tunnel", lambda: (missing, Finding("nft", True)))
+    asked = []
+    monkeypatch.setattr(module, "tunnel", lambda alone: asked.append(alone) or (missing, Finding("nft", True)))
+    monkeypatch.setattr(module, "probe", lambda: ())
     code, lines = told({"inbounds": [inbound]}, "--host")
     assert code == 1
     assert lines == ["missing  tun: /dev/net/tun: No such file or directory -> CONFIG_TUN (modprobe tun)"]
     assert told({"inbounds": []}, "--host") == (0, [])
+    gateway = {"lans": [{"interface": "lo", "address": ["192.168.8.1/24"]}]}
+    code, lines = told({"inbounds": [inbound], "gateway": gateway}, "--host")
+    assert (code, len(lines)) == (1, 1), "beside a gateway too"
+    assert asked == [True, False]
+
+
+def test_what_a_tun_names(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "tunnel", lambda alone: ())
+    monkeypatch.setattr(module, "parameter", lambda name: "1")
+    inbound = {
+        "type": "tun", "tag": "in", "address": ["172.19.0.1/30", "fd07::1/126"], "interface_name": "lo",
+        "include_interface": ["lo", ABSENT],
+    }  # fmt: skip
+    code, lines = told({"inbounds": [inbound]}, "--host")
+    assert code == 1
+    assert lines == [
+        "missing  tun in: lo is there and is no tun: choose another interface_name",
+        f"without  tun in: include_interface: there is no interface {ABSENT}; it counts once it is there",
+        "missing  tun in: it has an IPv6 address, and IPv6 is switched off for new interfaces"
+        " -> sysctl -w net.ipv6.conf.default.disable_ipv6=0",
+    ]
+    inbound |= {"address": "172.19.0.1/30", "interface_name": ABSENT}
+    assert told({"inbounds": [inbound]}, "--host") == (0, [])

@@ -31,9 +31,10 @@ def probe() -> tuple[Finding, ...]:
     return (*_looked(capabilities, nft_features, bpf), *conflicts(), *_looked(programs))
 
 
-def tunnel() -> tuple[Finding, ...]:
-    """Findings on what a ``tun`` inbound needs."""
-    return tuple(finding for finding in _looked(capabilities, nft_features, tun_device) if finding.needed)
+def tunnel(alone: bool = True) -> tuple[Finding, ...]:
+    """Findings on what a ``tun`` inbound needs; not ``alone``: beyond what ``probe`` looks at."""
+    looks: tuple[Look, ...] = (capabilities, nft_features, tun_device) if alone else (tun_device,)
+    return tuple(finding for finding in _looked(*looks) if finding.needed)
 
 
 def conflicts() -> tuple[Finding, ...]:
