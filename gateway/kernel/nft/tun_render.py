@@ -223,6 +223,8 @@ def _interfaces(plan: Tunnel) -> Iterator[str]:
 def _where_from(plan: Tunnel) -> Iterator[str]:
     yield from _interfaces(plan)
     if plan.include_mac:
+        # A link without hardware addresses: of itself "ether" holds for none of its packets, whatever is asked.
+        yield "meta iiftype != ether accept"
         yield f"ether saddr != {{ {', '.join(plan.include_mac)} }} accept"
     if plan.exclude_mac:
         yield f"ether saddr {{ {', '.join(plan.exclude_mac)} }} accept"

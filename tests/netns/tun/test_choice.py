@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import sys
 import time
+from contextlib import closing
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.core.address import IP
+from gateway.kernel.tun import HEADER, PLAIN, Device
 from gateway.lab.process import User
 from gateway.lab.stage import poll
+from gateway.protocol.tun import codec
 
 from .rig import CLIENT, GUEST, MAC, MARKED, MODES, NEAR, OWN, SITES, TUN, Ours, Rig, config
 
@@ -74,6 +80,41 @@ def test_hardware_addresses(rig: Rig) -> None:
     with rig.ours({"auto_redirect": True, "include_mac_address": MAC}):
         assert carried(rig, "client", SITE6) == TAKEN
         assert carried(rig, "guest", SITE6) == LEFT
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"), [({"exclude_mac_address": MAC}, True), ({"include_mac_address": MAC}, False)]
+)
+def test_a_link_without_hardware_addresses(rig: Rig, options: dict[str, Any], taken: bool) -> None:
+    """Who has none is neither included nor excluded by his."""
+    who = {4: ip_address("192.168.9.2"), 6: ip_address("2001:db8:6::2")}
+    with closing(rig.gateway.call(lambda: Device("ppp9"))) as link:
+        for words in ("link set ppp9 up", "route add 192.168.9.0/24 dev ppp9", "route add 2001:db8:6::/64 dev ppp9"):
+            rig.gateway.run(["ip", *words.split()], check=True)
+        with rig.ours({"auto_redirect": True} | options):
+            for version, site in ((4, SITE4), (6, SITE6)):
+                link.write(PLAIN + datagram(who[version], ip_address(site)))
+                data = poll(lambda link=link, version=version: reply(link, who[version]), "no answer", 5)
+                assert data.decode() == (MARKED[version] if taken else str(who[version]))
+
+
+def datagram(source: IP, destination: IP) -> bytes:
+    """ "?" to port 80."""
+    if source.version == 6:
+        pseudo = source.packed + destination.packed + struct.pack("!IHBB", 9, 0, 0, codec.UDP)
+        text = struct.pack("!HHHH", 4444, 80, 9, 0) + b"?"
+        text = text[:6] + codec.checksum(pseudo + text).to_bytes(2) + text[8:]
+        return struct.pack("!IHBB", 6 << 28, 9, codec.UDP, 64) + source.packed + destination.packed + text
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 29, 0, 0, 64, codec.UDP, 0) + source.packed + destination.packed
+    return head[:10] + codec.checksum(head).to_bytes(2) + head[12:] + struct.pack("!HHHH", 4444, 80, 9, 0) + b"?"
+
+
+def reply(link: Device, to: IP) -> bytes:
+    while (frame := link.read()) is not None:
+        packet = codec.parse(bytes(frame[HEADER:]))
+        if packet is not None and packet.protocol == codec.UDP and packet.destination == to:
+            return packet.data[packet.rest + 8 :]
+    return b""
 
 
 @BOTH

@@ -75,7 +75,9 @@ def test_what_redirect_asks_in_its_order():
     }  # fmt: skip
     assert found["forwarded"] == ["jump where_from", "jump where_to", "jump beyond", "goto take"]
     assert found["local"] == ["jump who", "jump where_to", "jump beyond", "goto take_local"]
-    assert found["where_from"] == ['iifname { "a" } accept', "ether saddr != { 02:00:00:00:00:01 } accept"]
+    assert found["where_from"] == [
+        'iifname { "a" } accept', "meta iiftype != ether accept", "ether saddr != { 02:00:00:00:00:01 } accept",
+    ]  # fmt: skip
     assert found["who"] == ["meta mark 0x2024 accept", "meta skuid { 5-9 } accept"]
     assert found["where_to"] == ["ip daddr != { 192.0.2.0/24 } accept", "ip6 daddr { 2001:db8::/32 } accept"]
     assert found["beyond"] == [
