@@ -12,21 +12,28 @@ import msgspec
 from gateway.config.fields import FwMark, Prefix, Prefixes, UDPTimeout, as_list
 from gateway.config.shared import Options
 from gateway.core.address import IP
-from gateway.kernel.mark import BYTE
+from gateway.kernel import mark
+from gateway.kernel.nft.tun_render import NUMBERS
 
 LAST_UID = 0xFFFFFFFE
 RULES = 32
 """Priorities that the ip rules of one inbound may take, from ``iproute2_rule_index`` on."""
-RESERVED = range(253, 256)
-"""Routing tables of the system: default, main, local."""
+RESERVED = frozenset((253, 254, 255, mark.TABLE, *range(mark.TUN_TABLE, mark.TUN_TABLE + NUMBERS)))
+"""Routing tables of the system (default, main, local), and those by which we deliver."""
+LIFTED = 256
+"""Ranges of users, and interfaces, that ip rules may name: the kernel walks all of them for each packet. A set of nft
+(``auto_redirect``) has no such bound."""
+SMALLEST = {4: 68, 6: 1280}
+"""MTU below which a device has no IPv4 (RFC 791) or IPv6 (RFC 8200)."""
 
 Texts = str | list[str] | None
 Uid = Annotated[int, msgspec.Meta(ge=0, le=LAST_UID)]
 Uids = Uid | list[Uid] | None
 Mtu = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
+_NOBODY = IPv4Address("255.255.255.255")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-_NAME = re.compile(r"[^\s/\"\\]{1,15}")
+_NAME = re.compile(r"[^\s/:\"\\*%]+")
 _OLD = {
     "inet4_address": "address", "inet6_address": "address", "inet4_route_address": "route_address",
     "inet6_route_address": "route_address", "inet4_route_exclude_address": "route_exclude_address",
@@ -87,17 +94,27 @@ class InboundOptions(Options):
     def __post_init__(self) -> None:
         if not self.addresses:
             raise ValueError('a tun needs "address", for example ["172.19.0.1/30", "fdfe:dcba:9876::1/126"]')
-        for prefix in (*self.addresses, *self.routes, *self.excluded):
-            _ = prefix.network
-        _ = (self.loopback, self.included_uids, self.excluded_uids)
+        _ = self.loopback
+        self._check_device()
         self._check_names()
+        self._check_rules()
         self._check_routes()
 
+    def _check_device(self) -> None:
+        for prefix in self.addresses:
+            ip = prefix.ip
+            if ip.is_multicast or ip.is_unspecified or ip.is_loopback or ip == _NOBODY or not prefix.length:
+                raise ValueError(f'address: "{prefix}" is no address of a device')
+        for family in self.families:
+            if 0 < self.mtu < SMALLEST[family]:
+                raise ValueError(f"mtu: {self.mtu} is too small for IPv{family}, which needs {SMALLEST[family]}")
+        # The kernel puts a number in the place of one "%d".
+        _check_name("interface_name", self.interface_name.replace("%d", "0", 1) or "tun0")
+
     def _check_names(self) -> None:
-        for field in ("interface_name", "include_interface", "exclude_interface"):
+        for field in ("include_interface", "exclude_interface"):
             for name in as_list(getattr(self, field)):
-                if name and not _NAME.fullmatch(name):
-                    raise ValueError(f'{field}: "{name}" is not an interface name of at most 15 letters')
+                _check_name(field, name)
         for field in ("include_mac_address", "exclude_mac_address"):
             for text in as_list(getattr(self, field)):
                 if not _MAC.fullmatch(text):
@@ -110,14 +127,28 @@ class InboundOptions(Options):
             if as_list(getattr(self, one)) and as_list(getattr(self, other)):
                 raise ValueError(f"{one} and {other} exclude each other")
 
+    def _check_rules(self) -> None:
+        users = len(self.included_uids) + len(self.excluded_uids)
+        if not self.auto_route or self.auto_redirect:
+            return
+        for fields, count in (
+            ("include_uid, exclude_uid and their ranges", users),
+            ("include_interface", len(as_list(self.include_interface))),
+            ("exclude_interface", len(as_list(self.exclude_interface))),
+        ):
+            if count > LIFTED:
+                raise ValueError(f'{fields}: {count} are too many for ip rules ({LIFTED}); write "auto_redirect": true')
+
     def _check_routes(self) -> None:
         if self.auto_redirect and not self.auto_route:
             raise ValueError('auto_redirect needs "auto_route": true')
         if not 0 <= self.iproute2_table_index < 1 << 31 or self.table in RESERVED:
-            raise ValueError(f"iproute2_table_index: {self.table} is a table of the system or no number of one")
+            raise ValueError(
+                f"iproute2_table_index: {self.table} is a table of the system or of ours, or no number of one"
+            )
         if not 0 <= self.iproute2_rule_index < 32766 - RULES:
             raise ValueError(f"iproute2_rule_index: {RULES} rules from {self.rule} on do not end before main's, 32766")
-        if (self.input_mark | self.output_mark) & BYTE:
+        if (self.input_mark | self.output_mark) & mark.BYTE:
             raise ValueError("auto_redirect marks: bits 24 to 31 are the gateway's own")
         if self.input_mark == self.output_mark:
             raise ValueError("auto_redirect_input_mark and auto_redirect_output_mark must differ")
@@ -212,6 +243,11 @@ class InboundOptions(Options):
             if self.auto_redirect and other.auto_redirect and self.input_mark == other.input_mark:
                 return "auto_redirect_input_mark", f"{self.input_mark:#x} is another tun inbound's: write another mark"
         return None
+
+
+def _check_name(field: str, name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name.encode()) > 15 or name in (".", ".."):
+        raise ValueError(f'{field}: "{name}" is not an interface name of at most 15 letters')
 
 
 def _ranges(field: str, texts: Texts) -> list[tuple[int, int]]:

@@ -69,11 +69,14 @@ def users(options: InboundOptions) -> tuple[Range, ...]:
 
 
 def routed(options: InboundOptions, sets: Sets) -> tuple[Network, ...]:
-    """Destinations that the table of the device leads into it."""
+    """Destinations that the table of the device leads into it; with ``auto_redirect`` all, since what is led there by
+    its mark has been chosen."""
+    if options.auto_redirect:
+        return tuple(_EVERY[family] for family in options.families)
     wanted = [prefix.network for prefix in options.routes]
     unwanted = [span(prefix.network) for prefix in options.excluded]
     found: list[Network] = []
-    only, but = (IPSet(), IPSet()) if options.auto_redirect else _sets(options, sets)
+    only, but = _sets(options, sets)
     for family in options.families:
         ranges = [span(net) for net in wanted if net.version == family] + list(only.ranges(family))
         out = [one for one, prefix in zip(unwanted, options.excluded, strict=True) if prefix.ip.version == family]

@@ -75,6 +75,24 @@ def test_old_fields_are_taken_with_a_note():
         ({"address": ADDRESS, "exclude_uid": -1}, "0"),
         ({"address": ADDRESS, "interface_name": "a name"}, "not an interface name"),
         ({"address": ADDRESS, "interface_name": "x" * 16}, "not an interface name"),
+        ({"address": ADDRESS, "interface_name": "\u00e9" * 8}, "not an interface name"),
+        ({"address": ADDRESS, "interface_name": ".."}, "not an interface name"),
+        ({"address": ADDRESS, "interface_name": "tun%s"}, "not an interface name"),
+        ({"address": ADDRESS, "include_interface": ["a", ""]}, 'include_interface: ""'),
+        ({"address": ADDRESS, "exclude_interface": "eth*"}, 'exclude_interface: "eth*"'),
+        ({"address": "172.19.0.1/30", "mtu": 67}, "mtu: 67 is too small for IPv4, which needs 68"),
+        ({"address": ADDRESS, "mtu": 1279}, "mtu: 1279 is too small for IPv6, which needs 1280"),
+        ({"address": "255.255.255.255/32"}, "no address of a device"),
+        ({"address": "224.0.0.1/24"}, "no address of a device"),
+        ({"address": "127.0.0.1/8"}, "no address of a device"),
+        ({"address": "172.19.0.1/0"}, "no address of a device"),
+        ({"address": ADDRESS, "auto_route": True, "exclude_uid": list(range(257))}, "257 are too many for ip rules"),
+        (
+            {"address": ADDRESS, "auto_route": True, "exclude_interface": [f"x{n}" for n in range(257)]},
+            "exclude_interface: 257 are too many",
+        ),
+        ({"address": ADDRESS, "iproute2_table_index": 2380}, "of ours"),
+        ({"address": ADDRESS, "iproute2_table_index": 2412}, "of ours"),
         ({"address": ADDRESS, "include_interface": "a", "exclude_interface": "b"}, "exclude each other"),
         ({"address": ADDRESS, "exclude_mac_address": ["02:00:00:00:00:01"]}, 'needs "auto_redirect": true'),
         ({"address": ADDRESS, "auto_route": True, "auto_redirect": True, "include_mac_address": ["2:0"]}, "hardware"),
@@ -92,6 +110,13 @@ def test_what_is_wrong_is_said_with_its_place(tun, said):
         config(tun)
     assert said in str(error.value)
     assert error.value.path.startswith("inbounds[0]")
+
+
+def test_what_is_just_within_the_bounds():
+    options(mtu=1280, interface_name="tun%d", iproute2_table_index=2413)
+    options(mtu=68, address="172.19.0.1/30", interface_name="\u00e9" * 7)
+    options(auto_route=True, exclude_uid=list(range(256)), include_interface=[f"x{n}" for n in range(256)])
+    options(auto_route=True, auto_redirect=True, exclude_uid=list(range(5000)))
 
 
 @pytest.mark.parametrize("field", ["route_address_set", "route_exclude_address_set"])

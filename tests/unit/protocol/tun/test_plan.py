@@ -46,6 +46,9 @@ def test_routes():
     assert list(map(str, found)) == ["0.0.0.0/1", "4000::/2", "8000::/1"]
     found = plan.routed(options(auto_route=True, route_address=["192.0.2.0/25"], address="172.19.0.1/30"), {})
     assert list(map(str, found)) == ["192.0.2.0/25"]
+    # With auto_redirect the table of nft has chosen what is led there.
+    found = plan.routed(options(auto_route=True, auto_redirect=True, route_exclude_address=["128.0.0.0/1"]), {})
+    assert list(map(str, found)) == ["0.0.0.0/0", "::/0"]
     assert plan.routes(options(), "t", 3, {})[0].table == mark.TUN_TABLE + 3
     assert all(route.type == "local" for route in plan.routes(options(), "t", 3, {}))
 
