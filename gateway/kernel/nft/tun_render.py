@@ -281,6 +281,7 @@ def _dns_local(plan: Tunnel) -> Iterator[str]:
 
 
 def _input(plan: Tunnel) -> Iterator[str]:
-    """It serves what was captured and nothing else."""
+    """It serves what was captured and nothing else; what goes to another's address with that port is a flow."""
     yield "ct status dnat accept"
-    yield f"meta l4proto {{ tcp, udp }} th dport {plan.dns_port} fib daddr type local drop"
+    here = "fib daddr type { local, broadcast, multicast, anycast }"
+    yield f"meta l4proto {{ tcp, udp }} th dport {plan.dns_port} {here} drop"

@@ -332,6 +332,23 @@ def test_the_listener_of_dns_is_for_captured_queries_alone(net, owner, kind, sit
             assert other.accept() if kind == "tcp" else other.recv(100)
 
 
+@pytest.mark.parametrize("site", ["192.168.7.255", "255.255.255.255", "224.0.0.1", "ff02::1"])
+def test_nor_is_it_for_what_is_sent_to_many(net, owner, site):
+    family = socket.AF_INET6 if ":" in site else socket.AF_INET
+    ours, other, client = (host.socket(family, socket.SOCK_DGRAM) for host in (net.gateway, net.gateway, net.client))
+    with ours, other, client:
+        for sock, port in ((ours, 5353), (other, 5354)):
+            sock.bind(("", port))
+            sock.settimeout(10 if sock is other else 0.5)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        for port in (5353, 5354):
+            client.sendto(b"query", (site, port))
+        assert other.recv(100) == b"query"
+        with pytest.raises(TimeoutError):
+            ours.recv(100)
+
+
 @pytest.mark.parametrize("site", ["192.168.7.1", "2001:db8:1::1"])
 def test_after_sigkill_a_resolver_that_keeps_its_port_is_answered(net, base, owner, until, site):
     """The entry of its last query knows the way to our listener, which is gone; the LAN's name server is not. With the

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from gateway.core.address import IP
 from gateway.kernel.tun import HEADER, PLAIN, Device
+from gateway.lab.host import Host
 from gateway.lab.process import User
 from gateway.lab.stage import poll
 from gateway.protocol.tun import codec
@@ -256,6 +258,73 @@ def test_port_53(rig: Rig, mode: str) -> None:
                     words = ["dig", f"@{server}", "+short", "+tries=1", "+time=5", *more, "a.example", "A"]
                     assert host.run(words).out.split() == ["192.0.2.7"], (server, host.name, more)
         assert rig.ask(rig.client, "udp", SITE4, 7777)
+
+
+QUERY = struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + b"\1a\7example\0" + struct.pack("!HH", 1, 1)
+
+
+def test_captured_names_are_served_to_nobody_else(rig: Rig) -> None:
+    """No open resolver: not at the listener's own port, by whatever address of the gateway, one of a neighbour or of
+    many; nor at port 53 for who is in no network of this host."""
+    dns = {"servers": [{"type": "hosts", "tag": "hosts", "predefined": {"a.example": ["192.0.2.7", "2001:db8::7"]}}]}
+    route = {"rules": [{"port": 53, "action": "hijack-dns"}]}
+    before = rig.gateway.listeners()
+    with rig.ours(MODES["redirect"], dns=dns, route=route):
+        ports = {port for _, port in rig.gateway.listeners() - before}
+        assert ports
+        for host, device, near in (
+            (rig.client, "eth0", ["192.168.7.1", "192.168.7.255", "2001:db8:1::1", "192.168.8.1", OWN[4]]),
+            (rig.guest, "eth0", ["192.168.8.1", "192.168.8.255", "2001:db8:4::1", "172.19.0.1"]),
+            (rig.server, "eth0", [OWN[4], "203.0.113.255", OWN[6], "fdfe:dcba:9876::1"]),
+            (rig.gateway, "lo", ["127.0.0.1", "::1", "192.168.7.1", "2001:db8:1::1"]),
+        ):
+            many = [] if host is rig.gateway else ["255.255.255.255", "224.0.0.1", "ff02::1"]
+            asked = [(site, port, "") for site in (*near, *many) for port in ports]
+            assert answers(host, device, asked) == []
+        for version, site in ((4, SITE4), (6, SITE6)):
+            assert answers(rig.server, "", [(OWN[version], 53, site)]) == []
+        for site in ("192.168.7.1", SITE4, "2001:db8:1::1"):
+            assert set(answers(rig.client, "", [(site, 53, "")])) == {("tcp", site, 53), ("udp", site, 53)}
+
+
+def answers(host: Host, device: str, asked: list[tuple[str, int, str]]) -> list[tuple[str, str, int]]:
+    """Who of these (address, port, source) answers a query, by TCP or UDP."""
+    found: list[tuple[str, str, int]] = []
+    waiting: dict[socket.socket, tuple[str, str, int]] = {}
+    silent: set[socket.socket] = set()
+    for site, port, source in asked:
+        domain = socket.AF_INET6 if ":" in site else socket.AF_INET
+        for kind, style in (("udp", socket.SOCK_DGRAM), ("tcp", socket.SOCK_STREAM)):
+            sock = host.socket(domain, style)
+            sock.setblocking(False)
+            waiting[sock] = kind, site, port
+            if source:
+                sock.bind((source, 0))
+            if device:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            with suppress(OSError):
+                if kind == "tcp":
+                    silent.add(sock)
+                    sock.connect((site, port))
+                else:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                    sock.sendto(QUERY, (site, port))
+    end = time.monotonic() + 1.5
+    while waiting and (left := end - time.monotonic()) > 0:
+        readable, writable, _ = select.select(list(waiting), list(silent & waiting.keys()), [], left)
+        for sock in writable:
+            with suppress(OSError):
+                sock.send(struct.pack("!H", len(QUERY)) + QUERY)
+            silent.discard(sock)
+        for sock in readable:
+            with suppress(OSError):
+                if sock.recv(1000):
+                    found.append(waiting[sock])
+            waiting.pop(sock)
+            sock.close()
+    for sock in waiting:
+        sock.close()
+    return found
 
 
 def test_marks_of_auto_redirect(rig: Rig) -> None:
