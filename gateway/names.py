@@ -18,7 +18,7 @@ from gateway.kernel.steer import Steerer
 from gateway.route import hints
 from gateway.route.compile import Compiled
 from gateway.route.explain import Query
-from gateway.route.hints import Hints, Way
+from gateway.route.hints import Hints, Origin, Way
 from gateway.route.item.ipset import Point
 from gateway.route.learned import Learned
 from gateway.route.prefixes import DAY
@@ -72,21 +72,23 @@ class Names:
             if not direct:
                 if self._hints.elsewhere(way, now):
                     self._take([way])
-            elif name and self._may(way, name, now) and not is_local(client):
-                self._hint(way, now)
+                return
+            origin = ("", "") if flow.device is None else (flow.device.interface, flow.device.mac)
+            if name and self._may(way, origin, name, now) and not is_local(client):
+                self._hint(way, origin, now)
 
     def _shared(self, address: IP, now: float) -> bool:
         return self._wishes.shared and self._learned.shared(address, now)
 
-    def _may(self, way: Way, name: str, now: float) -> bool:
+    def _may(self, way: Way, origin: Origin, name: str, now: float) -> bool:
         """Whether all names of the address agree; where only shared prefixes are confirmed, our DNS must have said so
         too, as it does elsewhere."""
-        return (self._wishes.hints or self._learned.owns(name, way.address)) and self._agreed(way, now)
+        return (self._wishes.hints or self._learned.owns(name, way.address)) and self._agreed(way, origin, now)
 
-    def _agreed(self, way: Way, now: float) -> bool:
+    def _agreed(self, way: Way, origin: Origin, now: float) -> bool:
         version, number = way.address
         family: Family = 4 if version == 4 else 6
-        profile, _ = self._compiled.lookup("tcp", way.port, family, number, source=way.client[1])
+        profile, _ = self._compiled.lookup("tcp", way.port, family, number, source=way.client[1], device=origin)
         return self._learned.agreed(profile, way.address, now)
 
     def expire(self) -> None:
@@ -109,14 +111,15 @@ class Names:
             self._failed(error)
             return
         # A new name may be judged otherwise than the one that was shown.
-        gone = [way for point in points for way in self._hints.at(point) if not self._agreed(way, now)]
+        held = [(way, self._hints.origin(way)) for point in points for way in self._hints.at(point)]
+        gone = [way for way, origin in held if not self._agreed(way, origin, now)]
         self._take([way for way in gone if self._hints.drop(way)])
         for family, number in prefixes:
             self._put("shared", family, number.to_bytes(4 if family == 4 else 16, "big"), DAY)
 
-    def _hint(self, way: Way, now: float) -> None:
+    def _hint(self, way: Way, origin: Origin, now: float) -> None:
         """Unless it is there already, or may not be."""
-        if self._hints.direct(way, now) and not self._put("hint", way.address[0], _key(way), hints.LASTS):
+        if self._hints.direct(way, now, origin) and not self._put("hint", way.address[0], _key(way), hints.LASTS):
             self._hints.drop(way)
 
     def _put(self, name: str, version: int, key: bytes, timeout: int) -> bool:

@@ -25,6 +25,10 @@ MOST_OTHERS = 16384
 (``Forgotten``)."""
 
 
+Origin = tuple[str, str]
+"""Interface and hardware address of the neighbour that a flow comes from, as far as they are known."""
+
+
 class Way(NamedTuple):
     """What a hint is for: TCP from ``client`` to ``port`` of ``address``."""
 
@@ -36,6 +40,7 @@ class Way(NamedTuple):
 class Hints:
     def __init__(self) -> None:
         self._until: dict[Way, float] = {}
+        self._origins: dict[Way, Origin] = {}
         self._at: dict[Point, set[Way]] = {}
         self._others: dict[Way, float] = {}
         self._forgotten = Forgotten()
@@ -55,8 +60,9 @@ class Hints:
             "hints forbidden": (len(self._others), MOST_OTHERS, self._forgotten.count),
         }
 
-    def direct(self, way: Way, now: float) -> bool:
-        """A connection was sniffed and is direct. True: the kernel is to be told, for ``LASTS`` seconds."""
+    def direct(self, way: Way, now: float, origin: Origin = ("", "")) -> bool:
+        """A connection was sniffed and is direct. True: the kernel is to be told, for ``LASTS`` seconds. ``origin``:
+        where it came from, for which alone that is so."""
         if max(self._others.get(way, 0.0), self._forgotten.until(way)) > now or self._until.get(way, 0.0) > now:
             return False
         if way not in self._until and len(self._until) >= MOST_HINTS:
@@ -64,6 +70,7 @@ class Hints:
             return False
         self._until.pop(way, None)
         self._until[way] = now + KEPT
+        self._origins[way] = origin
         self._at.setdefault(way.address, set()).add(way)
         return True
 
@@ -80,11 +87,16 @@ class Hints:
         """False where there is none."""
         if self._until.pop(way, None) is None:
             return False
+        del self._origins[way]
         ways = self._at[way.address]
         ways.discard(way)
         if not ways:
             del self._at[way.address]
         return True
+
+    def origin(self, way: Way) -> Origin:
+        """Of the connection that a hint is there for."""
+        return self._origins[way]
 
     def at(self, address: Point) -> Collection[Way]:
         """Hints for one address."""
@@ -94,6 +106,7 @@ class Hints:
         """All hints go; which they were."""
         gone = tuple(self._until)
         self._until.clear()
+        self._origins.clear()
         self._at.clear()
         return gone
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError, KernelError
-from gateway.core.flow import Flow
+from gateway.core.flow import Device, Flow
 from gateway.kernel.plan import LearnedChange, Verdict
 from gateway.names import Names, Wishes
 from gateway.options import decode_section
@@ -62,16 +62,18 @@ class Steerer:
 
 
 class House:
-    def __init__(self, wanted: Wishes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, wanted: Wishes, monkeypatch: pytest.MonkeyPatch, rules: Any = RULES) -> None:
         monkeypatch.setattr("gateway.names.is_local", lambda ip: False)
         self.now = 100.0
         self.failures: list[KernelError] = []
-        self.names = Names(compiled(), wanted, lambda: self.now, self.failures.append)
+        self.names = Names(compiled(rules), wanted, lambda: self.now, self.failures.append)
         self.kernel = Steerer()
         self.names.steerer = self.kernel  # type: ignore[assignment]
 
-    def flow(self, name: str, direct: bool, client: Any = ME, site: Any = SITE, network: Any = "tcp") -> None:
-        flow = Flow(network, "gateway", "tproxy", Address(client, 4000), Address(site, 443))
+    def flow(
+        self, name: str, direct: bool, client: Any = ME, site: Any = SITE, network: Any = "tcp", device: Any = None
+    ) -> None:
+        flow = Flow(network, "gateway", "tproxy", Address(client, 4000), Address(site, 443), device=device)
         self.names.decided(flow, name, direct)
 
     def judged(self, client: Any = ME, site: Any = SITE) -> tuple[Verdict, str]:
@@ -85,7 +87,7 @@ Make = Callable[..., House]
 
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> Make:
-    return lambda **wanted: House(Wishes(**wanted), monkeypatch)
+    return lambda rules=RULES, **wanted: House(Wishes(**wanted), monkeypatch, rules)
 
 
 @BOTH
@@ -103,6 +105,23 @@ def test_a_hint_comes_with_a_sniff_and_goes_with_a_name(house: Make, client: Any
     made.flow("near.example", True, client, site)
     assert not made.kernel.sets[hint], "and comes no more"
     assert made.judged(client, site)[0] is Verdict.SNIFF
+
+
+MAC = "02:00:00:00:00:01"
+
+
+@pytest.mark.parametrize("rule", [{"source_mac_address": [MAC]}, {"source_interface": ["lan1"]}], ids=["mac", "link"])
+@pytest.mark.parametrize("order", ["name first", "hint first"])
+def test_a_hint_is_judged_by_the_rules_of_its_device(house: Make, rule: Any, order: str) -> None:
+    made = house(rules=[RULES[0], {**rule, **RULES[1]}], hints=True)
+    ours, other = Device(MAC, "lan1"), Device("02:00:00:00:00:02", "lan0")
+    steps = [lambda: made.names.learn("www.far.example", ME, [(SITE, 60)]),
+             lambda: made.flow("near.example", True, device=ours)]  # fmt: skip
+    for step in steps if order == "name first" else reversed(steps):
+        step()
+    assert not made.kernel.sets.get("hint4"), "by the other name it is proxied for this device"
+    made.flow("near.example", True, client=YOU, device=other)
+    assert len(made.kernel.sets["hint4"]) == 1, "and direct for all others"
 
 
 def test_no_hint_where_it_could_be_wrong(house: Make) -> None:
