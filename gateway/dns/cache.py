@@ -51,7 +51,7 @@ class Entry:
         self.size = len(answer)
         self.name, self.addresses, self.targets = message.lesson(answer)
         self.told: tuple[IP | None, int] = (None, -1)
-        """Whom this answer was told last, and the TTL it had then: for the router."""
+        """Whom this answer was told last, and how old it was then: for the router."""
         self.born = now
         self.expires = float("inf") if forever else now + ttl
         self._offsets = offsets
@@ -60,17 +60,21 @@ class Entry:
         self._head = answer[2 : message.HEADER]
         self._tail = message.with_ttl(answer[split:], offsets, ttl)
 
+    def age(self, now: float) -> int:
+        """Whole seconds."""
+        return int(now - self.born)
+
     def left(self, now: float) -> int:
         """Seconds that the answer is good for, as its records say."""
-        return max(self._ttl - int(now - self.born), 0)
+        return max(self._ttl - self.age(now), 0)
 
     def due(self, now: float) -> float:
         """When the TTLs are next counted down, or the answer ends."""
-        return self.born + int(now - self.born) + 1
+        return self.born + self.age(now) + 1
 
     def answer(self, query: bytes, now: float) -> bytes:
         """For ``query``, whose key found this: its id and its spelling of the name."""
-        age = int(now - self.born)
+        age = self.age(now)
         if age != self._age:
             self._age = age
             self._tail = message.with_ttl(self._tail, self._offsets, max(self._ttl - age, 0))

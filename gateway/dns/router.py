@@ -121,10 +121,11 @@ class Router:
         if entry is None or self._policy.holds(entry.name):
             return None  # (we may have asked for ourselves)
         if (entry.addresses or entry.targets) and self._reverse is not None:
-            told = (ip, entry.left(now))
-            if entry.told != told or not self._reverse.told(entry.name, told[0], entry.addresses):
+            # By its age: the TTL of an answer that is kept for ever stands still at its end.
+            told = (ip, entry.age(now))
+            if entry.told != told or not self._reverse.told(entry.name, ip, entry.addresses):
                 entry.told = told
-                self._teach(message.Lesson(entry.name, entry.addresses, entry.targets), flow, told[1], now)
+                self._teach(message.Lesson(entry.name, entry.addresses, entry.targets), flow, entry.left(now), now)
         answer = entry.answer(query, now)
         if entry.size > entry.limit:
             return message.truncate(answer, entry.limit) if flow.network == "udp" else answer

@@ -207,6 +207,16 @@ def test_learned_before_the_answer_is_out_and_on_hits():
     assert made.learned(ip, ip_address("192.0.2.8")) == ()
 
 
+def test_an_answer_that_is_kept_for_ever_is_told_for_ever():
+    now, sink = [100.0], Sink()
+    made = router({"one": Server(a_example=["192.0.2.1"])}, lambda: now[0], sink, disable_expire=True)
+    for later in (0, 100, 600, 3600):
+        now[0] += later
+        for _ in range(2):
+            assert ask(made, "a.example").answer[0].ttl == (0 if later else 60)
+    assert [ttl for _, _, [(_, ttl)] in sink.learned] == [60, 60, 0, 0, 0], "twice by its server, once a second by us"
+
+
 def test_a_sink_that_comes_later():
     made, sink = router({"one": Server(a_example=["192.0.2.1"])}), Sink()
     ask(made, "a.example")
