@@ -113,6 +113,8 @@ class GatewayOptions(Options):
 def decode_section(value: Any, path: str) -> GatewayOptions:
     """The ``gateway`` object. Raises ConfigError."""
     options = decode(GatewayOptions, value, path)
+    if not options.learn and "on" in (options.kernel.hints, options.kernel.shared_prefixes):
+        raise ConfigError("hints and shared_prefixes go by names, and learn is false", f"{path}.kernel")
     if options.heartbeat and (options.heartbeat < 2 or options.heartbeat % 1):
         raise ConfigError('whole seconds, "2s" at least; "0s" for none', f"{path}.heartbeat")
     seen: dict[str, str] = {}

@@ -116,7 +116,7 @@ class Kernel:
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
         groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
         hostnames = self._hostnames(parts)
-        inputs = Inputs(kinds, inbound.tag, users, groups, hostnames, options.kernel.mode)
+        inputs = Inputs(kinds, inbound.tag, users, groups, hostnames, options.kernel.mode, options.learn)
         engine.captured = inbound.tag
         engine.direct = next((tag for tag, kind in kinds.items() if kind == "direct"), "")
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
@@ -227,7 +227,9 @@ class Kernel:
             self._dns.resolver = parts.resolver
         parts.resolver.obey(policy(options))
         sink = self.names if options.learn and self._steerer is not None else None
-        if parts.resolver.sink is not sink:
+        if not options.learn:
+            parts.resolver.forget()
+        elif parts.resolver.sink is not sink:
             parts.resolver.teach(sink)
         self._watch(parts, old)
 
@@ -460,6 +462,8 @@ class HandBack:
 def wishes(options: GatewayOptions) -> Wishes:
     """``auto`` is off in strict, which promises what it believes and no more nor less."""
     kernel = options.kernel
+    if not options.learn:
+        return Wishes()
     hints = kernel.hints == "on" or (kernel.hints == "auto" and kernel.mode in ("balanced", "fast"))
     shared = kernel.shared_prefixes == "on" or (kernel.shared_prefixes == "auto" and kernel.mode == "balanced")
     return Wishes(hints, shared)

@@ -87,6 +87,12 @@ class Router:
             self._reverse = self.ready.reverse = Reverse()
         self.clear()  # what the cache has was told to nobody
 
+    def forget(self) -> None:
+        """Names are to be learned no more: what addresses were called goes too, but for ``reverse_mapping``."""
+        self.teach(None)
+        if not self._config.reverse_mapping:
+            self._reverse = self.ready.reverse = None
+
     def obey(self, policy: Policy) -> None:
         """From now on clients are answered by it too."""
         if policy != self._policy:

@@ -70,7 +70,7 @@ class Inputs:
     """What the compiler needs besides rules. ``kinds``: outbound tag to what it comes to (groups already followed to
     their leaf); "direct" only for a direct outbound without dial options. ``inbound``: tag under which captured flows
     enter. ``users``, ``groups``: name to number of those that this host knows. ``hostnames``: hardware address to the
-    name in its lease."""
+    name in its lease. ``learn``: names of addresses are heard of at all."""
 
     kinds: Mapping[str, Kind]
     inbound: str = "gateway"
@@ -78,6 +78,7 @@ class Inputs:
     groups: Mapping[str, int] | None = None
     hostnames: Mapping[str, str] | None = None
     mode: Mode = "strict"
+    learn: bool = True
 
 
 class Compiled:
@@ -87,6 +88,11 @@ class Compiled:
         self._compiler = compiler
         self.steering = steering
         self.processes = processes
+
+    @property
+    def learns(self) -> bool:
+        """Whether names of addresses are heard of."""
+        return self._compiler.inputs.learn
 
     def learned_verdict(self, profile: int, family: Family, address: int, names: tuple[str, ...]) -> Verdict:
         """What an address is in a profile once our DNS resolved ``names`` to it; () = no name. Names of different
@@ -140,6 +146,7 @@ def compile_rules(rules: Sequence[RouteRule], final: str, sets: Sets, inputs: In
 class _Compiler:
     def __init__(self, rules: Sequence[RouteRule], final: str, sets: Sets, inputs: Inputs) -> None:
         self.inputs = inputs
+        self.believes = inputs.learn and inputs.mode != "paranoid"
         self.plain = not any(has_options(rule.action) for rule in rules)
         self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=inputs.mode in ("balanced", "fast"))
         self.table, self.space = lowering.atoms, lowering.space
@@ -373,7 +380,7 @@ class _Compiler:
         return Profile(spans[0], spans[1], defaults[0], defaults[1], self._learns(pair))
 
     def _learns(self, pair: Pair) -> bool:
-        if self.inputs.mode == "paranoid":
+        if not self.believes:
             return False
         used = {atom for program in pair for condition, _ in program for atom in atoms_of(condition)}
         return any(self.table[atom].kind == "name" for atom in used)
@@ -415,7 +422,7 @@ class _Compiler:
         if pair is None:
             return Verdict.SNIFF
         mask = self.dst[family][bisect_right(self.dst_first[family], address) - 1].mask
-        if not names or self.inputs.mode == "paranoid":
+        if not names or not self.believes:
             key = (number, family, mask)
             if key not in self._unlearned:
                 self._unlearned[key] = self._address(pair, family, mask)

@@ -259,6 +259,12 @@ class Learned:
     def rebuilt(self, compiled: Compiled, now: float, sharing: bool = False) -> tuple[Learned, list[LearnedChange]]:
         """The successor after a recompile, and what to change in the learned maps, of which those stay whose profile
         still learns; the others go with what they hold. This one is to be used on only where the kernel refuses."""
+        if not compiled.learns:
+            # What would be said meanwhile is heard by nobody: nothing of this may be believed later.
+            after = Learned(compiled, sharing)
+            after._prefixes = self._prefixes
+            after._prefixes.forget_verdicts()
+            return after, []
         learning = {number for number, profile in enumerate(compiled.steering.profiles) if profile.learned}
         after = Learned(compiled, sharing)
         for key, value in vars(self).items():

@@ -221,6 +221,10 @@ def test_a_wish_that_no_name_can_fulfil(field: str, mode: str) -> None:
     with pytest.raises(ConfigError, match="need a mode that believes names: strict") as error:
         decode_section({"kernel": {"mode": mode, field: "on"}}, "gateway")
     assert error.value.path == "gateway.kernel"
+    with pytest.raises(ConfigError, match="go by names, and learn is false") as error:
+        decode_section({"learn": False, "kernel": {field: "on"}}, "gateway")
+    assert error.value.path == "gateway.kernel"
+    assert wishes(decode_section({"learn": False, "kernel": {"mode": "balanced"}}, "gateway")) == (False, False)
 
 
 def test_the_dns_policy() -> None:

@@ -156,6 +156,32 @@ def test_names_that_were_learned_stay_learned(stage: Turned) -> None:
         assert greeted(stage, other) == "proxy"
 
 
+@pytest.mark.slow
+def test_names_are_forgotten_where_none_are_learned_any_more(stage: Turned) -> None:
+    site = stage.home.sites[1]
+    ask = ["dig", "+short", site.names[0]]
+
+    def known() -> bool:
+        return bool(json.loads(stage.command("status", "--json").out)["names"]["addresses"]["now"])
+
+    try:
+        assert stage.lab.host("lan1").run(ask).out.strip() == site.ipv4
+        assert known()
+        stage.changes["learn"] = False
+        stage.apply()
+        assert not known()
+        assert stage.lab.host("lan1").run(ask).out.strip() == site.ipv4
+        assert not known()
+        with ssh(stage, site.ipv4) as sock:
+            assert greeted(stage, sock)
+    finally:
+        stage.changes.pop("learn", None)
+        stage.apply()
+    assert not known(), "what was said meanwhile was heard by nobody"
+    assert stage.lab.host("lan1").run(ask).out.strip() == site.ipv4
+    assert known()
+
+
 def test_inbounds_come_and_go(stage: Turned) -> None:
     router, site = stage.lab.host("router"), stage.home.sites[0]
 

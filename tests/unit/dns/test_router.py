@@ -356,6 +356,9 @@ def test_names_are_those_that_the_kernel_goes_by_too():
     assert made.learned(ip, me) == ("a.example", "b.example")
     made.teach(None)
     assert made.learned(ip, me) == ("a.example",)
+    made.forget()
+    assert ask(made, "a.example").answer
+    assert made.learned(ip, me) == ()
 
 
 def test_policy_comes_before_cache_and_servers():

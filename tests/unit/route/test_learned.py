@@ -20,8 +20,11 @@ RULES = [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "vps"
          {"domain_suffix": "bad.example", "action": "reject"}]  # fmt: skip
 
 
-def compiled(rules: Any = RULES, final: str = "direct", mode: Any = "strict") -> Compiled:
-    return compile_rules(parse_route({"rules": rules}).rules, final, {}, Inputs({"direct": "direct"}, mode=mode))
+def compiled(
+    rules: Any = RULES, final: str = "direct", mode: Any = "strict", learn: bool = True
+) -> Compiled:  # fmt: skip
+    inputs = Inputs({"direct": "direct"}, mode=mode, learn=learn)
+    return compile_rules(parse_route({"rules": rules}).rules, final, {}, inputs)
 
 
 class Kernel:
@@ -124,6 +127,21 @@ def test_rebuild() -> None:
     assert kernel.at(B) == {"DIRECT"}
     kernel.apply(table.expire(10_000.0))
     assert not kernel.maps
+
+
+def test_rules_that_learn_no_names_keep_none() -> None:
+    silent = compiled(learn=False)
+    assert not any(profile.learned for profile in silent.steering.profiles)
+    table, kernel = Learned(compiled()), Kernel()
+    kernel.apply(table.learn("near.example", ME, [(A, 60)], 0.0))
+    table.sniffed("www.far.example", B, 0.0)
+    after, changes = table.rebuilt(silent, 1.0)
+    assert (len(after), changes, after.names(A, ME), after.all_names(B, 1.0)) == (0, [], (), ())
+    kernel.keep(set())
+    again, changes = after.rebuilt(compiled(), 3.0)
+    kernel.apply(changes)
+    kernel.apply(again.learn("far.example", ME, [(A, 60)], 4.0))
+    assert kernel.at(A) == {"USER"}
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
