@@ -43,8 +43,7 @@ def _without(section: list[RRset]) -> list[RRset]:
 
 
 def _plain(record: Rdata) -> Rdata | None:
-    assert isinstance(record, SVCBBase)
-    if ParamKey.ECH not in record.params:
+    if not isinstance(record, SVCBBase) or ParamKey.ECH not in record.params:  # of another class it has no parameters
         return record
     mandatory = record.params.get(ParamKey.MANDATORY)
     if mandatory is not None and ParamKey.ECH in mandatory.keys:

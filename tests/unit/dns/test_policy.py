@@ -6,6 +6,8 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.errors import PeerError
 from gateway.dns import message
@@ -77,3 +79,28 @@ def test_a_broken_record_is_the_peers_fault():
     wire = answer(("HTTPS", "1 . alpn=h2"))
     with pytest.raises(PeerError):
         without_ech(wire.replace(b"\0\1\0\0\1\0\3\2h2", b"\0\1\0\0\1\0\3\7h2"))
+
+
+def test_a_record_of_another_class_has_no_parameters():
+    made = dns.message.make_response(query("a.example", "HTTPS"))
+    made.answer.append(dns.rrset.from_text("a.example.", 60, "CH", "HTTPS", r"\# 3 000100"))
+    wire = made.to_wire()
+    assert without_ech(wire) is wire
+
+
+WHOLE = answer(("HTTPS", f"1 svc.example. alpn=h2 ipv4hint=192.0.2.1 {ECH}", "0 b.example."), ("RRSIG", SIGNED),
+               more=[("b.example.", "SVCB", f"1 . {ECH} mandatory=ech")])  # fmt: skip
+CHANGES = st.lists(st.tuples(st.integers(2, len(WHOLE) - 1), st.integers(0, 255)), max_size=4)
+
+
+@given(CHANGES, st.integers(0, len(WHOLE)), st.binary(max_size=3))
+def test_whatever_a_server_says_only_the_server_is_at_fault(changes, end, more):
+    wire = bytearray(WHOLE)
+    for at, value in changes:
+        wire[at] = value
+    for one in (bytes(wire), bytes(wire[:end]) + more):
+        for read in (without_ech, message.lesson):
+            try:
+                read(one)
+            except PeerError:
+                pass
