@@ -41,13 +41,26 @@ class Names:
     def __init__(
         self, compiled: Compiled, wishes: Wishes, clock: Callable[[], float], failed: Callable[[KernelError], None]
     ) -> None:
-        self.steerer: Steerer | None = None
+        self._steerer: Steerer | None = None
         self._compiled = compiled
         self._wishes = wishes
         self._clock = clock
         self._failed = failed
         self._learned = Learned(compiled, wishes.shared)
         self._hints = Hints()
+
+    @property
+    def steerer(self) -> Steerer | None:
+        return self._steerer
+
+    @steerer.setter
+    def steerer(self, steerer: Steerer | None) -> None:
+        """The table of another one is empty, and what was said while there was none was heard by nobody: nothing that
+        is known may be believed."""
+        if steerer is not self._steerer:
+            self._learned = Learned(self._compiled, self._wishes.shared)
+            self._hints.clear()
+        self._steerer = steerer
 
     # -- what is heard
 
@@ -147,6 +160,8 @@ class Names:
     def rebuild(self, compiled: Compiled, wishes: Wishes) -> tuple[Learned, list[LearnedChange]]:
         """What is learned, under other rules, and what to change in the kernel for it. Hints are of the old rules and
         go at once."""
+        if self.steerer is None:
+            return Learned(compiled, wishes.shared), []
         self._take(self._hints.clear())
         return self._learned.rebuilt(compiled, self._clock(), wishes.shared)
 

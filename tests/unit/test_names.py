@@ -196,6 +196,35 @@ def test_a_full_set_costs_a_sniff_and_a_refused_name_all_belief(house: Make) -> 
     assert len(other.failures) == 1, "a hint that cannot be taken back"
 
 
+def test_nothing_of_a_table_that_is_gone_is_believed(house: Make) -> None:
+    made = house(rules=[{"action": "sniff"}, {"domain": "a.example", "outbound": "vps"}], hints=True, shared=True)
+    rules = made.names._compiled
+
+    def say() -> None:
+        for number, name in enumerate(("near.example", "a.example", "b.example")):
+            made.names.learn(name, ME, [(SITE + number, 60)])
+        made.flow("near.example", True)
+
+    def held() -> Any:
+        return made.kernel.sets, {key: one for key, one in made.kernel.learned.items() if one is not None}
+
+    say()
+    before = held()
+    assert before[0]["hint4"] and before[0]["shared4"] and before[1]  # noqa: PT018
+    made.names.steerer = None
+    made.flow("www.near.example", True)
+    made.names.learn("a.example", ME, [(SITE, 60)])
+    learned, changes = made.names.rebuild(rules, Wishes(True, True))
+    made.kernel = Steerer()
+    made.names.steerer = made.kernel  # type: ignore[assignment]
+    made.names.adopt(learned, rules, Wishes(True, True))
+    assert not changes
+    assert made.names.owners(SITE, ME) == ()
+    assert made.judged()[0] is Verdict.SNIFF
+    say()
+    assert held() == before, "all of it is written again"
+
+
 def test_what_is_explained_of_a_name_that_was_shown(house: Make) -> None:
     made = house()
     made.names.learn("near.example", ME, [(SITE, 60)])
