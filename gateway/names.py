@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from gateway.core.address import IP
@@ -119,7 +120,9 @@ class Names:
         now = self._clock()
         try:
             if changes:
-                self.steerer.elements(changes)
+                for change in self.steerer.elements(changes):
+                    log.warning("learned names: no room for %s", ip_address(change.address))
+                    self._learned.refused(change)
         except KernelError as error:
             self._failed(error)
             return

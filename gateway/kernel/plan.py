@@ -27,6 +27,9 @@ Family = Literal[4, 6]
 LAST_UID = 0xFFFFFFFF
 DOT, DOH = 853, 443
 """Ports of DNS over TLS and QUIC, and over HTTPS."""
+MOST_LEARNED = 131072
+"""Addresses that one learned set holds; the kernel counts those too that are over and not yet cleared away. More have
+no room, and go as without a name."""
 SHARED: dict[Family, int] = {4: 24, 6: 48}
 """Bits of the prefixes that may be shared by names of different verdicts."""
 

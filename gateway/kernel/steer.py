@@ -58,9 +58,10 @@ class Steerer:
             self._writer.apply(steering, capture, changes)
         self._applied = True
 
-    def elements(self, changes: Sequence[LearnedChange]) -> None:
-        """Change learned sets now. Raises KernelError: ENFILE where a set is full."""
-        self._writer.elements(changes)
+    def elements(self, changes: Sequence[LearnedChange]) -> list[LearnedChange]:
+        """Change learned sets now. Returns those for which a set had no room: the address is then in no set of that
+        profile. Raises KernelError."""
+        return self._writer.elements(changes)
 
     def put(self, name: str, key: bytes, timeout: int) -> None:
         """Into a set of the skeleton, for ``timeout`` seconds from now; each part of ``key`` padded to 4 bytes. Raises

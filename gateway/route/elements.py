@@ -17,44 +17,71 @@ WORTH = 30
 
 class Elements:
     def __init__(self) -> None:
-        self._held: dict[tuple[int, Point], tuple[Verdict, float]] = {}
+        self._held: dict[Point, dict[int, tuple[Verdict, float]]] = {}
+        """Profiles with an element of that address."""
+        self._fills: Counter[tuple[int, int, Verdict]] = Counter()
+        """Elements of each set: one a profile, IP version and verdict."""
+
+    def __len__(self) -> int:
+        return self._fills.total()
 
     def set(
-        self, point: Point, wanted: Mapping[int, Verdict], expiry: float, conflict: float, profiles: int, now: float
+        self, point: Point, wanted: Mapping[int, Verdict], expiry: float, conflict: float, now: float
     ) -> list[LearnedChange]:
-        """Brings the elements of an address to ``wanted`` (profile to verdict, of so many profiles), which end at
-        ``expiry``, SNIFF at ``conflict`` and a while."""
+        """Brings the elements of an address to ``wanted`` (profile to verdict), which end at ``expiry``, SNIFF at
+        ``conflict`` and a while."""
         family: Family = 4 if point[0] == 4 else 6
+        held = self._held.get(point, {})
         changes: list[LearnedChange] = []
-        for number in range(profiles):
-            key = (number, point)
-            old, until = self._held.get(key, (None, 0.0))
+        # One object for all profiles: there may be many.
+        values: dict[Verdict, tuple[Verdict, float]] = {Verdict.SNIFF: (Verdict.SNIFF, conflict + SHIELD)}
+        for number in sorted({*held, *wanted}):
+            old, until = held.get(number, (None, 0.0))
             new = wanted.get(number)
             if new is None:
                 if old is not None:
-                    del self._held[key]
+                    self._drop(point, number)
                     changes.append(LearnedChange(number, family, point[1], old, None, 0))
                 continue
-            end = conflict + SHIELD if new is Verdict.SNIFF else expiry
-            if old is new and end < until + WORTH:
+            value = values.setdefault(new, (new, expiry))
+            if old is new and value[1] < until + WORTH:
                 continue
-            end = max(end, until) if old is new else end
-            self._held[key] = (new, end)
-            changes.append(LearnedChange(number, family, point[1], old, new, max(1, round(end - now))))
+            self._put(point, number, value)
+            changes.append(LearnedChange(number, family, point[1], old, new, max(1, round(value[1] - now))))
         return changes
+
+    def _put(self, point: Point, number: int, value: tuple[Verdict, float]) -> None:
+        if (old := self._held.setdefault(point, {}).get(number)) is not None:
+            self._fills[number, point[0], old[0]] -= 1
+        self._held[point][number] = value
+        self._fills[number, point[0], value[0]] += 1
+
+    def _drop(self, point: Point, number: int) -> None:
+        old, _ = self._held[point].pop(number)
+        self._fills[number, point[0], old] -= 1
+        if not self._held[point]:
+            del self._held[point]
+
+    def lost(self, change: LearnedChange) -> None:
+        """The kernel had no room for what ``change`` brings: it holds nothing there."""
+        point = (int(change.family), change.address)
+        if change.profile in self._held.get(point, {}):
+            self._drop(point, change.profile)
 
     def of(self, profile: int, address: IP) -> Verdict | None:
         """None: no set has it."""
-        held = self._held.get((profile, (address.version, int(address))))
+        held = self._held.get((address.version, int(address)), {}).get(profile)
         return None if held is None else held[0]
 
     def kept(self, profiles: Collection[int]) -> Elements:
         """Those of ``profiles`` alone."""
         after = Elements()
-        after._held = {key: held for key, held in self._held.items() if key[0] in profiles}
+        for point, held in self._held.items():
+            for number, value in held.items():
+                if number in profiles:
+                    after._put(point, number, value)
         return after
 
     def fullest(self) -> int:
-        """How many elements the fullest set has; there is one a profile, family and verdict."""
-        fills = Counter((profile, version, verdict) for (profile, (version, _)), (verdict, _) in self._held.items())
-        return max(fills.values(), default=0)
+        """How many elements the fullest set has."""
+        return max(self._fills.values(), default=0)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from gateway.core.address import IP
-from gateway.kernel.plan import Family, LearnedChange, Verdict
+from gateway.kernel.plan import MOST_LEARNED, Family, LearnedChange, Verdict
 from gateway.route.aliases import Aliases
 from gateway.route.compile import Compiled
 from gateway.route.elements import Elements
@@ -60,7 +60,7 @@ class Learned:
         self._aliases = Aliases()
         self._shown = Shown()
         self._prefixes = Prefixes()
-        self._evicted = {"addresses": 0, "owners": 0, "orders": 0}
+        self._evicted = {"addresses": 0, "owners": 0, "orders": 0, "elements": 0}
         self._crowds: set[Point] = set()
         """Addresses that had too many owners, some perhaps no more."""
         self._fresh: dict[Point, None] = {}
@@ -286,7 +286,7 @@ class Learned:
             "shown": (len(self._shown), *self._shown.bound),
             "prefixes": (len(self._prefixes), *self._prefixes.bound),
             "shared prefixes": self._prefixes.shared,
-            "fullest learned set": (self._elements.fullest(), MOST_ADDRESSES, 0),
+            "fullest learned set": (self._elements.fullest(), MOST_LEARNED, self._evicted["elements"]),
         }
 
     def _forget(self, point: Point, now: float) -> list[LearnedChange]:
@@ -326,7 +326,12 @@ class Learned:
                 wanted[number] = verdict
         ends = [0.0, *owners.values()]
         conflict = max([crowded, doubt, *ends, *shown.values()])
-        return self._elements.set(point, wanted, max(ends), conflict, len(self._compiled.steering.profiles), now)
+        return self._elements.set(point, wanted, max(ends), conflict, now)
+
+    def refused(self, change: LearnedChange) -> None:
+        """The kernel's set is full: it holds nothing of that address, in that profile, until it is learned again."""
+        self._evicted["elements"] += 1
+        self._elements.lost(change)
 
     def _doubted(
         self, number: int, point: Point, names: tuple[str, ...], shown: tuple[str, ...], doubt: bool, verdict: Verdict

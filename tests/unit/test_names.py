@@ -12,7 +12,7 @@ import pytest
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError, KernelError
 from gateway.core.flow import Device, Flow
-from gateway.kernel.plan import LearnedChange, Verdict
+from gateway.kernel.plan import MOST_LEARNED, LearnedChange, Verdict
 from gateway.names import Names, Wishes
 from gateway.options import decode_section
 from gateway.route.compile import Compiled, Inputs, compile_rules
@@ -41,15 +41,19 @@ class Steerer:
         self.learned: dict[tuple[int, int], Verdict | None] = {}
         self.asked: list[str] = []
         self.refuse = ""
+        self.errno = errno.EPERM
+        self.room = 1 << 16
 
     def _do(self, what: str) -> None:
         self.asked.append(what)
         if what == self.refuse:
-            raise KernelError("nft elements", errno.ENFILE)
+            raise KernelError("nft elements", self.errno)
 
-    def elements(self, changes: list[LearnedChange]) -> None:
+    def elements(self, changes: list[LearnedChange]) -> list[LearnedChange]:
         self._do("elements")
-        self.learned |= {(one.profile, one.address): one.new for one in changes}
+        fit, full = changes[: self.room], changes[self.room :]
+        self.learned |= {(one.profile, one.address): one.new for one in fit}
+        return full
 
     def put(self, name: str, key: bytes, timeout: int) -> None:
         self._do("put")
@@ -182,18 +186,31 @@ def test_hints_go_before_the_rules_do(house: Make) -> None:
 
 def test_a_full_set_costs_a_sniff_and_a_refused_name_all_belief(house: Make) -> None:
     made = house(hints=True)
-    made.kernel.refuse = "put"
+    made.kernel.refuse, made.kernel.errno = "put", errno.ENFILE
     made.flow("near.example", True)
     assert not made.failures
     assert made.names.tables()["hints"]["now"] == 0
-    made.kernel.refuse = "elements"
+    made.kernel.refuse, made.kernel.errno = "elements", errno.EPERM
     made.names.learn("near.example", ME, [(SITE, 60)])
-    assert [error.errno for error in made.failures] == [errno.ENFILE]
+    assert [error.errno for error in made.failures] == [errno.EPERM]
     other = house(hints=True)
     other.flow("near.example", True)
     other.kernel.refuse = "take"
     other.names.learn("www.far.example", ME, [(SITE, 60)])
     assert len(other.failures) == 1, "a hint that cannot be taken back"
+
+
+def test_what_has_no_room_in_a_learned_set_is_not_taken_for_learned(house: Make) -> None:
+    made = house()
+    made.kernel.room = 0
+    made.names.learn("near.example", ME, [(SITE, 60)])
+    assert not made.failures
+    assert made.judged() == (Verdict.SNIFF, "")
+    assert made.names.tables()["fullest learned set"] == {"now": 0, "most": MOST_LEARNED, "evicted": 1}
+    made.kernel.room = 1
+    made.names.learn("near.example", ME, [(SITE, 60)])
+    assert set(made.kernel.learned.values()) == {Verdict.DIRECT}, "written once there is room"
+    assert made.judged() == (Verdict.DIRECT, "")
 
 
 def test_nothing_of_a_table_that_is_gone_is_believed(house: Make) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from gateway.kernel.nft.steer_render import LEARNED_SIZE, TABLE, Objects, interval_commands, learned_commands
-from gateway.kernel.plan import LearnedChange
+from gateway.kernel.nft.steer_render import TABLE, Objects, interval_commands, learned_commands
+from gateway.kernel.plan import MOST_LEARNED, LearnedChange
 
 
 def transaction(old: Objects, new: Objects, changes: Iterable[LearnedChange] = ()) -> str:
@@ -25,7 +25,7 @@ def _commands(old: Objects, new: Objects, changes: Iterable[LearnedChange]) -> I
             yield from interval_commands(name, spans)
     for name in sorted(new.learned - old.learned):
         family = 4 if name.startswith("learned4_") else 6
-        yield f"add set {TABLE} {name} {{ type ipv{family}_addr; flags timeout; size {LEARNED_SIZE}; }}"
+        yield f"add set {TABLE} {name} {{ type ipv{family}_addr; flags timeout; size {MOST_LEARNED}; }}"
     for change in changes:
         yield from learned_commands(change)
     for name in new.chains:

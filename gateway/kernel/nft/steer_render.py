@@ -40,8 +40,6 @@ from gateway.kernel.plan import (
 )
 
 TABLE = "inet gateway"
-LEARNED_SIZE = 65536
-"""Most addresses that one learned set holds; beyond them the kernel refuses (ENFILE) and the flow is judged without."""
 CHAINS = {verdict: f"to_{verdict.name.lower()}" for verdict in Verdict}
 LEARNED = (Verdict.SNIFF, Verdict.USER, Verdict.DIRECT, Verdict.REJECT, Verdict.DROP)
 """In the order they are looked up; an address is in one of them."""

@@ -69,10 +69,45 @@ class Writer:
             self._library.run(text)
         self._objects, self._generation = new, generation
 
-    def elements(self, changes: Iterable[LearnedChange]) -> None:
-        """Change learned sets, several changes of one address as one. Raises KernelError; ENFILE: a set is full.
-        Transactions of 256 changes; those before the refused one stand."""
-        self.steps([element.steps(change) for change in element.collapse(changes)])
+    def elements(self, changes: Iterable[LearnedChange]) -> list[LearnedChange]:
+        """Change learned sets, several changes of one address as one. Returns those for which a set had no room: the
+        address is then in no set of that profile. Raises KernelError. Transactions of 256 changes; those before the
+        refused one stand."""
+        found = element.collapse(changes)
+        full: set[tuple[int, int, Verdict | None]] = set()
+        refused: list[LearnedChange] = []
+        for start in range(0, len(found), element.CHUNK):
+            refused += self._fit(found[start : start + element.CHUNK], full)
+        return refused
+
+    def _fit(self, changes: Sequence[LearnedChange], full: set[tuple[int, int, Verdict | None]]) -> list[LearnedChange]:
+        """One transaction; where a set is full, as many as it takes to find one that has no room. Each that fails takes
+        milliseconds, so what else is new in one of the sets of ``full`` is not tried."""
+        refused: list[LearnedChange] = []
+        rows: list[LearnedChange] = []
+        for change in changes:
+            if change.new is not change.old and _set(change) in full:
+                refused.append(change)
+                change = change._replace(new=None)
+            if change.old is not None or change.new is not None:
+                rows.append(change)
+        try:
+            self.steps([element.steps(change) for change in rows])
+        except KernelError as error:
+            if error.errno != errno.ENFILE:
+                raise
+        else:
+            return refused
+        if len(changes) > 1:
+            half = len(changes) // 2
+            return self._fit(changes[:half], full) + self._fit(changes[half:], full)
+        (change,) = changes
+        if change.new is None or refused:
+            return refused  # the old one is gone already: to add it before it is deleted was too much
+        if change.old is None:
+            full.add(_set(change))
+            return [change]
+        return self._fit([change._replace(new=None)], full) + self._fit([change._replace(old=None)], full)
 
     def steps(self, rows: Sequence[Sequence[element.Step]]) -> None:
         """Each row is done in its order; keys of different rows are distinct. Raises KernelError."""
@@ -174,6 +209,10 @@ class Writer:
                 refused = refused or answer.errno or 0
         if refused or not acknowledged:
             raise KernelError("nft elements", refused or errno.EPROTO)
+
+
+def _set(change: LearnedChange) -> tuple[int, int, Verdict | None]:
+    return change.profile, change.family, change.new
 
 
 def _count(data: bytes) -> Count:

@@ -81,6 +81,32 @@ def test_a_thousand_elements_at_once(net, writer):
     assert net.nft("list", "set", "inet", "gateway", "learned6_0_reject").count("timeout 10m") == 1000
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_full_set_has_no_room_for_some_and_keeps_the_others(net, writer, monkeypatch, family):
+    monkeypatch.setattr("gateway.kernel.nft.diff.MOST_LEARNED", 8)
+    net.gateway.call(lambda: writer.apply(plain(Verdict.USER), CAPTURE))
+
+    def change(number, old, new):
+        return LearnedChange(0, family, number + 1, old, new, 600)
+
+    def held(verdict):
+        text = net.nft("list", "set", "inet", "gateway", f"learned{family}_0_{verdict.name.lower()}")
+        return text.count("timeout 10m")
+
+    assert not writer.elements([change(n, None, Verdict.DIRECT) for n in range(6)])
+    assert not writer.elements([change(n, None, Verdict.SNIFF) for n in range(100, 103)])
+    wanted = [change(n, None, Verdict.DIRECT) for n in range(6, 100)]
+    refused = writer.elements(wanted)
+    assert (held(Verdict.DIRECT), len(refused)) == (8, 92)
+    again = [change(n, Verdict.DIRECT, Verdict.DIRECT) for n in range(6)]
+    assert not writer.elements(again), "what is there can be told anew"
+    moved = writer.elements([change(n, Verdict.SNIFF, Verdict.DIRECT) for n in range(100, 103)])
+    assert (held(Verdict.SNIFF), held(Verdict.DIRECT), len(moved)) == (0, 8, 3), "nor is it believed as before"
+    gone = [change(200, Verdict.DIRECT, None), change(0, Verdict.DIRECT, None), change(1, Verdict.DIRECT, Verdict.DROP)]
+    assert not writer.elements(gone)
+    assert (held(Verdict.DIRECT), held(Verdict.DROP)) == (6, 1)
+
+
 def test_a_closed_writer_refuses(net):
     writer = net.gateway.call(Writer)
     with pytest.raises(KernelError):
