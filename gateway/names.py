@@ -105,11 +105,13 @@ class Names:
         profile, _ = self._compiled.lookup("tcp", way.port, family, number, source=way.client[1], device=origin)
         return self._learned.agreed(profile, way.address, now)
 
-    def expire(self) -> None:
-        """What is over goes; to be called every few seconds."""
+    def expire(self) -> bool:
+        """What is over goes; to be called every few seconds, and soon again where it returns True: there is more."""
         now = self._clock()
         self._hints.expire(now)
         self._write(self._learned.expire(now))
+        due = self._learned.next_expiry()
+        return due is not None and due <= now
 
     # -- to the kernel
 

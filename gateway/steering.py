@@ -46,6 +46,8 @@ from gateway.uplink.leases import PAUSE
 
 EXPIRY = 5.0
 """Seconds between looks for names that have expired; the kernel's own timeouts need no look."""
+MORE = 0.1
+"""Where many expire at once: others have their turn."""
 BEAT = 1.0
 """Seconds between two signs of life."""
 PUT_OFF = 2
@@ -313,8 +315,8 @@ class Kernel:
             self.names.decided(flow, findings.domain, plain and self._direct(flow, decision.outbound))
 
     def _expire(self) -> None:
-        self.names.expire()
-        self._timers["expire"] = self._plane.edge.loop.call_later(EXPIRY, self._expire)
+        pause = MORE if self.names.expire() else EXPIRY
+        self._timers["expire"] = self._plane.edge.loop.call_later(pause, self._expire)
 
     # -- processes
 

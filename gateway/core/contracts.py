@@ -264,7 +264,8 @@ class LearnedSink(Protocol):
     ) -> None:
         """``name`` resolved for ``client`` to each (address, TTL in seconds); to what each of ``targets`` (name, TTL)
         resolves it may connect under ``name`` too. The kernel has it when this returns, or the addresses stay
-        unlearned (an unlearned address is sniffed, never misrouted)."""
+        unlearned (an unlearned address is sniffed, never misrouted). Raises PeerError where the answer says more than
+        can be learned: then nothing of it is, and nobody may be given it."""
 
     def owners(self, address: IP, client: IP) -> tuple[str, ...]:
         """Names by which the kernel judges ``address``, the one that ``client`` resolved last first."""

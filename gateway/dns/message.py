@@ -23,6 +23,8 @@ LONGEST = 4096
 
 MOST_TARGETS = 64
 """Names that one answer may lead to; who gives more is not believed."""
+MOST_ADDRESSES = 256
+"""Of one answer, as many A records as fit in ``LONGEST``; who gives more is not believed either."""
 
 A, CNAME, SOA, AAAA, OPT, SVCB, HTTPS = 1, 5, 6, 28, 41, 64, 65
 IN = 1
@@ -242,7 +244,7 @@ def lesson(data: bytes) -> Lesson:
     """Of an answer. The name is the question's, whatever aliases lead from there; of SVCB and HTTPS without the labels
     in front that name port and scheme (RFC 9460 section 2.3). With those the addresses of the additional section count
     too. Targets are those of SVCB and HTTPS records, and the end of an alias that the answer breaks off at. Raises
-    PeerError."""
+    PeerError, also where it is more than anybody needs."""
     asked = question(data)
     name = asked.name
     if asked.type in (SVCB, HTTPS):
@@ -269,6 +271,8 @@ def lesson(data: bytes) -> Lesson:
     if aliases and not whole:
         answered = {read_name(data, place) for place in owners}
         targets.update({alias: None for place in aliases if (alias := read_name(data, place)) not in answered})
+    if len(found) > MOST_ADDRESSES:
+        raise PeerError(f"dns: answer with {len(found)} addresses")
     if len(targets) > MOST_TARGETS:
         raise PeerError(f"dns: answer that leads to {len(targets)} names")
     return Lesson(name, tuple(found), tuple(one for one in targets if one not in (name, asked.name)))

@@ -130,8 +130,11 @@ class Router:
             # By its age: the TTL of an answer that is kept for ever stands still at its end.
             told = (ip, entry.age(now))
             if entry.told != told or not self._reverse.told(entry.name, ip, entry.addresses):
+                try:
+                    self._teach(message.Lesson(entry.name, entry.addresses, entry.targets), flow, entry.left(now), now)
+                except PeerError:
+                    return None
                 entry.told = told
-                self._teach(message.Lesson(entry.name, entry.addresses, entry.targets), flow, entry.left(now), now)
         answer = entry.answer(query, now)
         if entry.size > entry.limit:
             return message.truncate(answer, entry.limit) if flow.network == "udp" else answer
@@ -325,14 +328,12 @@ class Router:
             self._teach(lesson, flow, ttl, self._clock())
 
     def _teach(self, lesson: message.Lesson, flow: Flow, ttl: int, now: float) -> None:
+        """Raises PeerError where the answer is not to be given out."""
         client, (name, found, targets) = flow.source.ip, lesson
         assert self._reverse is not None
-        self._reverse.learn(name, client, found, ttl, now)
         if self._sink is not None and client is not None:
-            try:
-                self._sink.learn(name, client, [(ip, ttl) for ip in found], [(target, ttl) for target in targets])
-            except (GatewayError, OSError) as error:
-                log.warning("%s: not learned: %s", name, error)  # its flows are sniffed
+            self._sink.learn(name, client, [(ip, ttl) for ip in found], [(target, ttl) for target in targets])
+        self._reverse.learn(name, client, found, ttl, now)
 
 
 def fit(answer: bytes, query: bytes, asked: Question) -> bytes:

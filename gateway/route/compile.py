@@ -16,7 +16,7 @@ every verdict of an address rule; ``off`` sends everything to userspace.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -93,6 +93,10 @@ class Compiled:
     def learns(self) -> bool:
         """Whether names of addresses are heard of."""
         return self._compiler.inputs.learn
+
+    def alike(self, names: Iterable[str]) -> tuple[str, ...]:
+        """One name of each kind that the rules can tell apart."""
+        return tuple({self._compiler.names_held(name): name for name in names}.values())
 
     def learned_verdict(self, profile: int, family: Family, address: int, names: tuple[str, ...]) -> Verdict:
         """What an address is in a profile once our DNS resolved ``names`` to it; () = no name. Names of different

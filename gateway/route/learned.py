@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from gateway.core.address import IP
+from gateway.core.errors import PeerError
 from gateway.kernel.plan import MOST_LEARNED, Family, LearnedChange, Verdict
 from gateway.route.aliases import Aliases
 from gateway.route.compile import Compiled
@@ -30,6 +31,9 @@ MOST_OWNERS = 64
 """Of one address; more make it a conflict until the last of them expires ("crowded")."""
 MOST_HELD = 4096
 """Addresses of one name; further ones are conflicts for as long as it owns them."""
+MOST_TOUCHED = 512
+"""Addresses whose owners one answer may change, those of the names it leads to included; who says more is not believed.
+As many are looked at in one ``expire``: with 64 profiles that is up to half a second, kernel included."""
 MOST_ORDERS = 65536
 """Pairs of client and address whose last name is remembered; the oldest is forgotten at the bound, and that client gets
 the name that anybody resolved last."""
@@ -74,13 +78,18 @@ class Learned:
         targets: Iterable[tuple[str, int]] = (),
     ) -> list[LearnedChange]:  # fmt: skip
         """``name`` resolved for ``client`` to each (address, TTL in seconds), or leads to each (other name, TTL). The
-        changes must be in the kernel before the answer is released."""
-        name = _plain(name)
+        changes must be in the kernel before the answer is released. Raises PeerError where it says too much; nothing
+        is learned then."""
+        name, addresses = _plain(name), tuple(addresses)
+        ends = {target: _end(ttl, now) for one, ttl in targets if (target := _plain(one)) != name}
+        touched = len(addresses) + sum(len(self._held.get(target, ())) for target in ends)
+        if touched > MOST_TOUCHED:
+            raise PeerError(f"{name}: an answer that says something of {touched} addresses")
         changes: list[LearnedChange] = []
         who = (client.version, int(client))
         leading = self._aliases.names(name, now)
-        for target, ttl in targets:
-            changes += self._lead(name, leading, _plain(target), _end(ttl, now), now)
+        for target, end in ends.items():
+            changes += self._lead(name, leading, target, end, now)
         doubt = self._aliases.doubt({name, *leading})
         met: dict[Prefix, Point] = {}
         for ip, ttl in addresses:
@@ -115,8 +124,6 @@ class Learned:
 
     def _lead(self, name: str, leading: set[str], target: str, until: float, now: float) -> list[LearnedChange]:
         """Who asks for ``name``, or for what leads to it, may go on to what ``target`` has."""
-        if target == name:
-            return []
         self._aliases.add(target, name, until)
         changes: list[LearnedChange] = []
         for point in tuple(self._held.get(target, ())):
@@ -231,12 +238,15 @@ class Learned:
         return found
 
     def expire(self, now: float) -> list[LearnedChange]:
-        """Owners whose time has come are gone; what follows from that."""
+        """Owners whose time has come are gone, ``MOST_TOUCHED`` at a time (``next_expiry`` tells whether there are
+        more); what follows from that."""
         changes: list[LearnedChange] = []
         self._aliases.expire(now)
         self._prefixes.expire(now)
-        while self._due and self._due[0][0] <= now:
-            _, point = heappop(self._due)
+        points: dict[Point, None] = {}
+        while self._due and self._due[0][0] <= now and len(points) < MOST_TOUCHED:
+            points[heappop(self._due)[1]] = None
+        for point in points:
             entry = self._addresses.get(point)
             shown = self._shown.names(point, now)
             if shown:
@@ -312,7 +322,7 @@ class Learned:
         crowded = 0.0 if entry is None else entry.crowded
         doubt = self._shown.doubt(point)
         contrary = bool(shown) or doubt > now
-        judge, family, names = self._compiled.learned_verdict, _family(point), tuple(owners)
+        judge, family, names = self._compiled.learned_verdict, _family(point), self._compiled.alike(owners)
         wanted: dict[int, Verdict] = {}
         for number, profile in enumerate(self._compiled.steering.profiles):
             if not profile.learned:

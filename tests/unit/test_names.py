@@ -176,6 +176,17 @@ def test_a_reload_may_begin_to_watch_prefixes(house: Make) -> None:
     assert made.names.tables()["shared prefixes"]["now"] == 0
 
 
+def test_more_that_is_over_is_told(house: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.route.learned.MOST_TOUCHED", 2)
+    made = house()
+    for number in range(3):
+        made.names.learn("near.example", ME, [(SITE + number, 60)])
+    assert not made.names.expire()
+    made.now += 1000.0
+    assert [made.names.expire() for _ in range(2)] == [True, False]
+    assert set(made.kernel.learned.values()) == {None}
+
+
 def test_hints_go_before_the_rules_do(house: Make) -> None:
     made = house(hints=True)
     made.flow("near.example", True)

@@ -164,6 +164,14 @@ def test_an_answer_that_leads_everywhere_is_refused():
         lesson("a.example", "HTTPS", many[1])
 
 
+def test_an_answer_with_more_addresses_than_anybody_needs_is_refused():
+    many = [("a.example.", "A", *(f"198.18.{n // 256}.{n % 256}" for n in range(message.MOST_ADDRESSES + extra)))
+            for extra in (0, 1)]  # fmt: skip
+    assert len(lesson("a.example", "A", many[0])[1]) == message.MOST_ADDRESSES
+    with pytest.raises(PeerError, match="257 addresses"):
+        lesson("a.example", "A", many[1])
+
+
 CALLS = (message.lesson, message.question, message.records, message.addresses, message.payload_size, message.flags,
          lambda data: message.truncate(data, 20), lambda data: message.reply(data, 0),
          lambda data: message.read_name(data, 12))  # fmt: skip

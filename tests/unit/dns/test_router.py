@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.address import Address
-from gateway.core.errors import ConfigError, DialError
+from gateway.core.errors import ConfigError, DialError, PeerError
 from gateway.core.flow import Flow
 from gateway.dns import message
 from gateway.dns.options import decode_section
@@ -345,6 +345,26 @@ def test_hints_and_targets_are_told_before_the_answer_is_out_and_on_hits():
         ("a.example", host, [("192.0.2.5", 60), ("2001:db8::5", 60)]) for host in ("192.0.2.7", "192.0.2.8")
     ]
     assert sink.targets == [("svc.example", 60)] * 2
+
+
+class Refusing(Sink):
+    """Takes no more than one answer."""
+
+    def learn(self, name, client, addresses, targets=()):
+        if self.learned:
+            raise PeerError("too much")
+        super().learn(name, client, addresses, targets)
+
+
+def test_what_cannot_be_learned_is_not_given_out():
+    sink = Refusing()
+    made = router({"one": Server(a_example=["192.0.2.1"])}, sink=sink)
+    assert ask(made, "a.example").answer
+    for host in ("192.0.2.8", "192.0.2.9"):
+        said = ask(made, "a.example", flow=client(host))
+        assert (said.rcode(), said.answer) == (dns.rcode.SERVFAIL, [])
+        assert made.learned(ip_address("192.0.2.1"), ip_address(host)) == ("a.example",), "as others were told"
+    assert len(sink.learned) == 1
 
 
 def test_names_are_those_that_the_kernel_goes_by_too():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.errors import PeerError
 from gateway.kernel.plan import MOST_LEARNED
 from gateway.route import aliases, hints, learned, prefixes, shown
 from gateway.route.aliases import Aliases
@@ -107,6 +108,33 @@ def test_addresses_beyond_what_one_name_may_hold(monkeypatch: pytest.MonkeyPatch
     kernel.apply(table.expire(700.0))
     assert len(table) == 0
     assert not table._held
+
+
+def test_one_answer_that_would_change_too_many_addresses_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "MOST_TOUCHED", 4)
+    table, kernel = made()
+    for number in range(3):
+        kernel.apply(table.learn("t.example", ME, [(X + number, 60)], 0.0))
+        kernel.apply(table.learn("u.example", ME, [(X + number + 8, 60)], 0.0))
+    for addresses, targets in ((range(5), ()), (range(2), ("t.example",)), ((), ("t.example", "u.example"))):
+        with pytest.raises(PeerError, match="says something of"):
+            table.learn("www.far.example", ME, [(A + n, 60) for n in addresses], 0.0, [(one, 60) for one in targets])
+    assert (len(table), len(table._aliases), table.names(X, ME)) == (6, 0, ("t.example",))
+    kernel.apply(table.learn("www.far.example", ME, [(A, 60)], 0.0, [("t.example", 60)]))
+    assert judged(table, kernel, X) == "SNIFF"
+
+
+def test_what_ends_at_once_goes_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "MOST_TOUCHED", 4)
+    table, kernel = made()
+    for number in range(10):
+        kernel.apply(table.learn("near.example", ME, [(X + number, 60)], 0.0))
+    left = []
+    while (due := table.next_expiry()) is not None and due <= 700.0:
+        kernel.apply(table.expire(700.0))
+        left.append(len(table))
+    assert left == [6, 2, 0]
+    assert not kernel.maps
 
 
 # -- names that connections showed
