@@ -7,8 +7,14 @@ target learns addresses of all names that lead to it. ``now`` is in seconds of a
 
 from __future__ import annotations
 
-from gateway.route.forgotten import Forgotten
+from collections.abc import Hashable, Mapping
 
+from gateway.route.forgotten import Forgotten
+from gateway.route.shares import share_of
+
+MOST_TOLD = 256
+"""Pairs of target and name that one client may have been told of at a time, four full answers; it is told of no more
+until some are over. So no client, and no site that it visits, makes the table forget what others were told."""
 MOST_TARGETS = 4096
 """At the bound the target named longest ago is forgotten: as long as somebody may go on to it what it resolves to is a
 conflict (``doubt``)."""
@@ -22,14 +28,32 @@ class Aliases:
     def __init__(self) -> None:
         self._targets: dict[str, dict[str, float]] = {}
         self._forgotten = Forgotten()
+        self._told: dict[int, dict[tuple[str, str], float]] = {}
+        """By share (``shares``): each pair and when it is over."""
+        self.refused = 0
 
     def __len__(self) -> int:
         return len(self._targets)
 
     @property
     def bound(self) -> tuple[int, int]:
-        """And how often something was forgotten at it."""
-        return MOST_TARGETS, self._forgotten.count
+        """And how often something was forgotten at it, or an answer refused."""
+        return MOST_TARGETS, self._forgotten.count + self.refused
+
+    def admit(self, client: Hashable, name: str, targets: Mapping[str, float], now: float) -> bool:
+        """``client`` is to be told that ``name`` leads to each of ``targets`` until then. False where it has been told
+        of too many."""
+        told = self._told.setdefault(share_of(client), {})
+        more = {(target, name): until for target, until in targets.items()}
+        if len({*told, *more}) > MOST_TOLD:
+            for pair in [pair for pair, until in told.items() if until <= now]:
+                del told[pair]
+            if len({*told, *more}) > MOST_TOLD:
+                self.refused += 1
+                return False
+        for pair, until in more.items():
+            told[pair] = max(until, told.get(pair, 0.0))
+        return True
 
     def add(self, target: str, name: str, until: float) -> None:
         """Until then who has asked for ``name`` may go on to ``target``."""

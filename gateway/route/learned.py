@@ -19,6 +19,7 @@ from gateway.route.compile import Compiled
 from gateway.route.elements import Elements
 from gateway.route.item.ipset import Point
 from gateway.route.prefixes import Prefix, Prefixes, prefix_of
+from gateway.route.shares import Shares, share_of
 from gateway.route.shown import Shown
 
 SHORTEST = 60
@@ -26,7 +27,8 @@ GRACE = 600
 """Seconds an address stays learned after its TTL: applications and browsers keep answers longer."""
 LONGEST = 86400
 MOST_ADDRESSES = 65536
-"""The address that was learned longest ago is forgotten at the bound: it is sniffed again, never misrouted."""
+"""At the bound whichever client was told of most loses the address it was told of longest ago: that goes as without a
+name again."""
 MOST_OWNERS = 64
 """Of one address; more make it a conflict until the last of them expires ("crowded")."""
 MOST_HELD = 4096
@@ -40,13 +42,15 @@ the name that anybody resolved last."""
 
 
 class _Address:
-    """Owners in the order of their last answer, newest last."""
+    """Owners in the order of their last answer, newest last. ``share``: whose it is (``shares``), the client's that was
+    told of it last."""
 
-    __slots__ = ("crowded", "owners")
+    __slots__ = ("crowded", "owners", "share")
 
-    def __init__(self) -> None:
+    def __init__(self, share: int) -> None:
         self.owners: dict[str, float] = {}
         self.crowded = 0.0
+        self.share = share
 
 
 class Learned:
@@ -56,6 +60,7 @@ class Learned:
         self._compiled = compiled
         self._sharing = sharing
         self._addresses: dict[Point, _Address] = {}
+        self._shares = Shares()
         self._held: dict[str, set[Point]] = {}
         """Owner to its addresses."""
         self._last: dict[tuple[Point, Point], str] = {}
@@ -85,20 +90,27 @@ class Learned:
         touched = len(addresses) + sum(len(self._held.get(target, ())) for target in ends)
         if touched > MOST_TOUCHED:
             raise PeerError(f"{name}: an answer that says something of {touched} addresses")
-        changes: list[LearnedChange] = []
         who = (client.version, int(client))
+        if ends and not self._aliases.admit(who, name, ends, now):
+            raise PeerError(f"{name}: {client} was told of too many names that lead to others")
+        changes: list[LearnedChange] = []
         leading = self._aliases.names(name, now)
         for target, end in ends.items():
             changes += self._lead(name, leading, target, end, now)
         doubt = self._aliases.doubt({name, *leading})
         met: dict[Prefix, Point] = {}
+        share = share_of(who)
         for ip, ttl in addresses:
             point = (ip.version, int(ip))
-            entry = self._addresses.pop(point, None) or _Address()
-            if len(self._addresses) >= MOST_ADDRESSES:
-                self._evicted["addresses"] += 1
-                changes += self._forget(next(iter(self._addresses)), now)
-            self._addresses[point] = entry
+            if (entry := self._addresses.get(point)) is not None:
+                self._shares.drop(point, entry.share)
+                entry.share = share
+            else:
+                if len(self._addresses) >= MOST_ADDRESSES:
+                    self._evicted["addresses"] += 1
+                    changes += self._forget(self._shares.first(), now)
+                entry = self._addresses[point] = _Address(share)
+            self._shares.take(point, share)
             if self._sharing and name not in entry.owners:
                 met.setdefault(prefix_of(_family(point), point[1]), point)
             for owner in (*leading, name):
@@ -302,6 +314,7 @@ class Learned:
     def _forget(self, point: Point, now: float) -> list[LearnedChange]:
         entry = self._addresses.pop(point, None)
         if entry is not None:
+            self._shares.drop(point, entry.share)
             for name in entry.owners:
                 self._release(name, point)
         return self._update(point, now)

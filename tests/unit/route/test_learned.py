@@ -13,6 +13,7 @@ from gateway.route import learned as module
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.learned import Learned
 from gateway.route.options import parse_route
+from gateway.route.shares import share_of
 
 A, B = ip_address("203.0.113.1"), ip_address("2001:db8::1")
 ME, YOU = ip_address("192.168.8.2"), ip_address("192.168.8.3")
@@ -158,6 +159,23 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.example", "b.example", "c.example"):
         kernel.apply(table.learn(name, ME, [(A, 60)], 11.0))
     assert kernel.at(A) == {"SNIFF"}, "the owner that was dropped at the bound still makes a conflict"
+
+
+def test_who_asks_for_most_loses_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ADDRESSES", 100)
+    table = Learned(compiled())
+    one = next(ip for n in range(99) if share_of((4, int(ip := ME + n))) != share_of((4, int(YOU))))
+    table.learn("near.example", one, [(ip_address("198.51.100.1") + n, 60) for n in range(10)], 0.0)
+    for number in range(1000):
+        table.learn(f"n{number}.example", YOU, [(A + number, 60)], 1.0)
+    assert len(table) == 100
+    assert all(table.names(ip_address("198.51.100.1") + n, one) for n in range(10))
+    assert [bool(table.names(A + number, YOU)) for number in (909, 910, 999)] == [False, True, True]
+    while table.next_expiry() is not None:
+        table.expire(10_000.0)
+    assert len(table) == 0
+    with pytest.raises(StopIteration):
+        table._shares.first()
 
 
 def test_many_answers_leave_the_queue_bounded() -> None:

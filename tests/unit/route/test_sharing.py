@@ -13,9 +13,11 @@ from gateway.core.errors import PeerError
 from gateway.kernel.plan import MOST_LEARNED
 from gateway.route import aliases, hints, learned, prefixes, shown
 from gateway.route.aliases import Aliases
+from gateway.route.forgotten import Forgotten
 from gateway.route.hints import Hints, Way
 from gateway.route.learned import Learned
 from gateway.route.prefixes import DAY, Prefixes, prefix_of
+from gateway.route.shares import share_of
 from gateway.route.shown import Shown
 
 from .test_learned import ME, YOU, A, B, Kernel, compiled
@@ -108,6 +110,35 @@ def test_addresses_beyond_what_one_name_may_hold(monkeypatch: pytest.MonkeyPatch
     kernel.apply(table.expire(700.0))
     assert len(table) == 0
     assert not table._held
+
+
+def test_a_client_that_asks_for_aliases_without_end_takes_no_belief_from_others() -> None:
+    table, kernel = made()
+    other = next(ip for n in range(99) if share_of((4, int(ip := ME + n))) != share_of((4, int(YOU))))
+    refused = 0
+    for number in range(600):
+        targets = [(f"t{number}-{n}.example", DAY) for n in range(64)]
+        try:
+            kernel.apply(table.learn(f"n{number}.far.example", YOU, [], 0.0, targets))
+        except PeerError:
+            refused += 1
+    assert (refused, len(table._aliases)) == (596, aliases.MOST_TOLD)
+    assert table.tables(0.0)["targets"] == (256, aliases.MOST_TARGETS, 596)
+    for number in range(200):
+        kernel.apply(table.learn(f"near{number}.example", other, [(X + number, 60)], 0.0))
+    assert {judged(table, kernel, X + number) for number in range(200)} == {"DIRECT"}
+    kernel.apply(table.learn("www.far.example", other, [], 0.0, [("near0.example", 60)]))
+    assert judged(table, kernel, X) == "SNIFF", "others go on to be told"
+    assert not table.learn("n.far.example", YOU, [], DAY + 1000.0, [("near.example", 60)]), "when they are over"
+
+
+def test_what_is_forgotten_takes_belief_from_few_others() -> None:
+    table = Forgotten()
+    assert table.until("any") == 0.0
+    for number in range(20_000):
+        table.add(number, 100.0)
+    assert all(table.until(number) == 100.0 for number in range(20_000))
+    assert sum(table.until(f"other{number}") > 0.0 for number in range(1000)) < 200, "one in thirteen"
 
 
 def test_one_answer_that_would_change_too_many_addresses_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
