@@ -21,9 +21,10 @@ class Elements:
         """Profiles with an element of that address."""
         self._fills: Counter[tuple[int, int, Verdict]] = Counter()
         """Elements of each set: one a profile, IP version and verdict."""
+        self._count = 0
 
     def __len__(self) -> int:
-        return self._fills.total()
+        return self._count
 
     def set(
         self, point: Point, wanted: Mapping[int, Verdict], expiry: float, conflict: float, now: float
@@ -53,11 +54,14 @@ class Elements:
     def _put(self, point: Point, number: int, value: tuple[Verdict, float]) -> None:
         if (old := self._held.setdefault(point, {}).get(number)) is not None:
             self._fills[number, point[0], old[0]] -= 1
+        else:
+            self._count += 1
         self._held[point][number] = value
         self._fills[number, point[0], value[0]] += 1
 
     def _drop(self, point: Point, number: int) -> None:
         old, _ = self._held[point].pop(number)
+        self._count -= 1
         self._fills[number, point[0], old] -= 1
         if not self._held[point]:
             del self._held[point]

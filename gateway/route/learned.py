@@ -29,6 +29,10 @@ LONGEST = 86400
 MOST_ADDRESSES = 65536
 """At the bound whichever client was told of most loses the address it was told of longest ago: that goes as without a
 name again."""
+MOST_OWNED = 131072
+"""Pairs of address and owner; the same gives way."""
+MOST_ELEMENTS = 524288
+"""Of the kernel's learned sets together: an address may have one in each profile. The same gives way."""
 MOST_OWNERS = 64
 """Of one address; more make it a conflict until the last of them expires ("crowded")."""
 MOST_HELD = 4096
@@ -106,9 +110,6 @@ class Learned:
                 self._shares.drop(point, entry.share)
                 entry.share = share
             else:
-                if len(self._addresses) >= MOST_ADDRESSES:
-                    self._evicted["addresses"] += 1
-                    changes += self._forget(self._shares.first(), now)
                 entry = self._addresses[point] = _Address(share)
             self._shares.take(point, share)
             if self._sharing and name not in entry.owners:
@@ -124,7 +125,19 @@ class Learned:
         for prefix, first in met.items():
             if self._prefixes.note(prefix, self._verdicts(first, (name,)), now):
                 self._shared[prefix] = None
+        changes += self._make_room(now)
         self._compact()
+        return changes
+
+    def _make_room(self, now: float) -> list[LearnedChange]:
+        changes: list[LearnedChange] = []
+        while self._addresses and (
+            len(self._addresses) > MOST_ADDRESSES
+            or self._shares.owners > MOST_OWNED
+            or len(self._elements) > MOST_ELEMENTS
+        ):  # fmt: skip
+            self._evicted["addresses"] += 1
+            changes += self._forget(self._shares.first(), now)
         return changes
 
     def _compact(self) -> None:
@@ -159,6 +172,7 @@ class Learned:
                 first = next(iter(entry.owners))
                 del entry.owners[first]
                 self._release(first, point)
+            self._shares.owners += 1
         entry.owners[name] = max(old, until)
         heappush(self._due, (entry.owners[name], point))
         held = self._held.setdefault(name, set())
@@ -174,6 +188,7 @@ class Learned:
         heappush(self._due, (until, point))
 
     def _release(self, name: str, point: Point) -> None:
+        self._shares.owners -= 1
         held = self._held.get(name)
         if held is not None:
             held.discard(point)
@@ -295,7 +310,11 @@ class Learned:
         after._prefixes.forget_verdicts()
         after._elements = self._elements.kept(learning)
         points = {**after._addresses, **dict.fromkeys(point for point, _ in after._shown.ends())}
-        return after, [change for point in points for change in after._update(point, now)]
+        changes: list[LearnedChange] = []
+        for point in points:
+            changes += after._update(point, now)
+            changes += after._make_room(now)
+        return after, changes
 
     def tables(self, now: float) -> dict[str, tuple[int, int, int]]:
         """Each bounded table: what it holds, its bound, how often something was forgotten at the bound."""

@@ -19,9 +19,11 @@ def share_of(client: Hashable) -> int:
 
 
 class Shares:
-    """Keys of each share in the order they were taken."""
+    """Keys of each share in the order they were taken. ``owners``: how many they have together, as they say who use
+    this."""
 
     def __init__(self) -> None:
+        self.owners = 0
         self._keys: tuple[dict[Point, None], ...] = tuple({} for _ in range(SHARES))
 
     def take(self, key: Point, share: int) -> None:

@@ -178,6 +178,33 @@ def test_who_asks_for_most_loses_first(monkeypatch: pytest.MonkeyPatch) -> None:
         table._shares.first()
 
 
+@pytest.mark.parametrize(("bound", "most"), [("MOST_OWNED", 40), ("MOST_ELEMENTS", 30), ("MOST_ADDRESSES", 10)])
+def test_what_the_tables_hold_together_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, most: int) -> None:
+    monkeypatch.setattr(module, bound, most)
+    rules = [RULES[0], {"source_ip_cidr": "192.168.8.0/25", "domain": "y.far.example", "outbound": "vps"}, *RULES[1:]]
+    table, kernel = Learned(compiled(rules)), Kernel()
+    for number in range(200):
+        name = f"{'xyz'[number % 3]}.{'near' if number % 5 else 'far'}.example"
+        kernel.apply(table.learn(name, ME + number % 4, [(A + number % 17, 60 + number)], float(number)))
+        kernel.apply(table.expire(float(number)))
+        owners = sum(len(entry.owners) for entry in table._addresses.values())
+        assert (table._shares.owners, len(table._elements)) == (owners, len(kernel.maps))
+        held = {"MOST_OWNED": owners, "MOST_ELEMENTS": len(kernel.maps), "MOST_ADDRESSES": len(table)}
+        assert held[bound] <= most
+    assert table.tables(200.0)["addresses"][2] > 0
+    monkeypatch.setattr(module, bound, 6)
+    before = table
+    table, changes = table.rebuilt(compiled(rules), 200.0)
+    assert before._shares.owners == sum(len(entry.owners) for entry in before._addresses.values()), "also if refused"
+    kernel.apply(changes)
+    assert len(table._elements) == len(kernel.maps)
+    assert {"MOST_OWNED": table._shares.owners, "MOST_ELEMENTS": len(kernel.maps), "MOST_ADDRESSES": len(table)}[
+        bound
+    ] <= 6
+    kernel.apply(table.expire(10_000.0))
+    assert (len(table), table._shares.owners, len(table._elements), table._held, kernel.maps) == (0, 0, 0, {}, {})
+
+
 def test_many_answers_leave_the_queue_bounded() -> None:
     table = Learned(compiled())
     for n in range(6000):
