@@ -26,6 +26,10 @@ class Elements:
     def __len__(self) -> int:
         return self._count
 
+    def points(self) -> Collection[Point]:
+        """Addresses that have an element in any profile."""
+        return self._held.keys()
+
     def set(
         self, point: Point, wanted: Mapping[int, Verdict], expiry: float, conflict: float, now: float
     ) -> list[LearnedChange]:

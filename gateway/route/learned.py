@@ -142,9 +142,12 @@ class Learned:
 
     def _compact(self) -> None:
         """What is said again and again leaves a queue as long as the tables."""
-        if len(self._due) > 4 * (len(self._addresses) + len(self._shown)) + 1024:
+        most = len(self._addresses) + len(self._shown) + len(self._elements.points())
+        if len(self._due) > 4 * most + 1024:
             self._due = [(min(_ends(entry)), point) for point, entry in self._addresses.items()]
             self._due += [(end, point) for point, end in self._shown.ends()]
+            queued = {point for _, point in self._due}
+            self._due += [(self._shown.doubt(point), point) for point in self._elements.points() if point not in queued]
             self._due.sort()
 
     def _lead(self, name: str, leading: set[str], target: str, until: float, now: float) -> list[LearnedChange]:
@@ -366,6 +369,8 @@ class Learned:
                     verdict = self._doubted(number, point, names, tuple(shown), doubt > now, verdict)
             if verdict is not judge(number, family, point[1], ()):
                 wanted[number] = verdict
+        if wanted and entry is None and not shown:
+            heappush(self._due, (doubt, point))  # nothing else would take it away
         ends = [0.0, *owners.values()]
         conflict = max([crowded, doubt, *ends, *shown.values()])
         return self._elements.set(point, wanted, max(ends), conflict, now)

@@ -212,6 +212,26 @@ def test_a_shown_name_against_an_address_that_is_direct_by_itself() -> None:
         assert not kernel.maps
 
 
+def test_a_conflict_that_a_forgotten_name_keeps_goes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The element stays as long as somebody else's doubt falls on its address, and is forgotten then."""
+    monkeypatch.setattr("gateway.route.forgotten.BUCKETS", 1)
+    monkeypatch.setattr(shown, "MOST_ADDRESSES", 1)
+    rules = [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "vps"}, *BY_ADDRESS[:1]]
+    table, kernel = Learned(compiled(rules, mode="balanced")), Kernel()
+    kernel.apply(table.sniffed("www.far.example", X, 0.0))
+    assert judged(table, kernel, X) == "SNIFF"
+    for address in (A, A + 1):
+        kernel.apply(table.sniffed("www.far.example", address, 300.0))
+    kernel.apply(table.expire(shown.LASTS + 1.0))
+    assert judged(table, kernel, X) == "SNIFF"
+    table._due += [(800.0, (4, 1))] * 2000
+    table._compact()
+    assert len(table._due) < 10
+    kernel.apply(table.expire(1000.0))
+    assert not kernel.maps
+    assert table.next_expiry() is None
+
+
 NAMES = st.sampled_from(["near.example", "a.far.example", "b.far.example", "x.bad.example", "c.example"])
 EVENTS = st.lists(st.tuples(st.sampled_from(["learn", "sniff", "lead", "expire"]), NAMES, NAMES,
                             st.sampled_from([A, B, X]), st.integers(0, 400)), max_size=40)  # fmt: skip
