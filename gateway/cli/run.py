@@ -15,7 +15,7 @@ from gateway.box import Box
 from gateway.cli import configuration, instance
 from gateway.config.root import Config
 from gateway.core.errors import GatewayError
-from gateway.kernel.descriptors import raise_limit
+from gateway.kernel import descriptors
 from gateway.service.control import Control
 
 LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
     logs(config)
-    raise_limit()
+    descriptors.raise_limit()
+    descriptors.keep()
     faulthandler.enable(2)  # SIGABRT of a loop that stands still: where
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(arguments, config))

@@ -6,11 +6,12 @@ because an owned table lives as long as any copy of that descriptor.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gateway.kernel import descriptors, shipped
 
 DEBIAN = "/usr/lib/python3/dist-packages"
 OWNER = "\tflags owner\n"
+NETLINK_NETFILTER = 12
 
 
 def folder() -> Path:
@@ -36,19 +38,24 @@ class Library:
     while nobody serves the listeners and the table stands, what it sends them is lost."""
 
     def __init__(self, *, first: bool = False) -> None:
-        before = _sockets()
-        try:
-            with descriptors.ends_first() if first else nullcontext():
-                self._nft = _module().Nftables()
-        except (ImportError, OSError) as error:
-            raise KernelError("libnftables", 0, f"{error}; install python3-nftables") from None
+        self._nft: Any = None
         self.fd = -1
-        for fd in _sockets() - before:
+        try:
+            module = _module()
+            with descriptors.low(first=first):
+                before = _sockets()
+                self._nft = module.Nftables()
+                new = _sockets() - before
+        except ImportError as error:
+            raise KernelError("libnftables", 0, f"{error}; install python3-nftables") from None
+        except OSError as error:
+            raise KernelError("libnftables", error.errno or errno.EIO) from error
+        for fd, _ in new:
             if _is_netfilter(fd):
                 fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
                 self.fd = fd
         if self.fd < 0:
-            raise KernelError("libnftables", 0, "opened no netlink socket")
+            raise KernelError("libnftables", errno.EMFILE, f"opened no netlink socket below {descriptors.SELECT}")
 
     def run(self, text: str, *, check: bool = False) -> str:
         """Load ``text``, or with ``check`` only see whether the kernel would take it. Returns what it printed. Raises
@@ -63,6 +70,10 @@ class Library:
         """Frees the context and with it the socket: an owned table of its goes. Any number of times."""
         self._nft = None
         self.fd = -1
+        descriptors.keep()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def owners(library: Library) -> bool:
@@ -78,19 +89,26 @@ def owners(library: Library) -> bool:
 
 
 def _is_netfilter(fd: int) -> bool:
-    # Another thread may have opened a socket meanwhile; NETLINK_NETFILTER is 12.
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        return sock.family == socket.AF_NETLINK and sock.proto == 12
+    # Another thread may have opened a socket meanwhile, or closed it.
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    found = sock.family == socket.AF_NETLINK and sock.proto == NETLINK_NETFILTER
+    sock.detach()
+    return found
 
 
-def _sockets() -> set[int]:
+def _sockets() -> set[tuple[int, int]]:
+    """Those that libnftables can use, with their inodes. Opens no file."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for fd in range(descriptors.SELECT):
         try:
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                found.add(int(name))
+            status = os.fstat(fd)
         except OSError:
             continue
+        if stat.S_ISSOCK(status.st_mode):
+            found.add((fd, status.st_ino))
     return found
 
 
