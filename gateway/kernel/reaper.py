@@ -55,7 +55,10 @@ class Reaper:
         self.will = will or Will()
         self.silent = silent
         self._request = request
-        read, self._write = os.pipe2(os.O_CLOEXEC)
+        try:
+            read, self._write = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError("start the reaper", error.errno or 0) from error
         os.set_blocking(self._write, False)  # a child that is stopped must not stop us
         try:
             self._child = subprocess.Popen(

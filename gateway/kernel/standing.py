@@ -57,7 +57,7 @@ class Standing:
                 if await self._netlink.steer():
                     self._told("the ip rule of the routing bit")
             self.problem = ""
-        except KernelError as error:
+        except (KernelError, OSError) as error:  # no file may be opened, the journal's file system is full
             if str(error) != self.problem:
                 log.warning("what others took away cannot be put back: %s", error)
             self.problem, self._rung = str(error), True

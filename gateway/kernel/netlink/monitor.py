@@ -101,7 +101,7 @@ class Monitor:
         moved, self._address_rung = self._address_rung, False
         try:
             links = await self._netlink.links()
-        except KernelError as error:
+        except (KernelError, OSError) as error:
             log.warning("netlink monitor: %s", error)
             asyncio.get_running_loop().call_later(RETRY, self._rung.set)
             return
