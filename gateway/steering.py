@@ -12,7 +12,7 @@ import grp
 import logging
 import pwd
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,6 +52,12 @@ BEAT = 1.0
 """Seconds between two signs of life."""
 PUT_OFF = 2
 """Seconds that the kernel begins no flow in userspace for a device that holds too many, unless it is told again."""
+AGAIN = 2.0
+"""Seconds after which steering begins again that the kernel has refused; twice as many after each further refusal."""
+LATEST = 64.0
+"""The most of them."""
+GIVEN_UP = ("steering", "learned names")
+"""Problems for which steering ends."""
 TAG = "gateway"
 """Tag of the tproxy inbound that is made where the configuration names none."""
 
@@ -82,12 +88,15 @@ class Kernel:
         self._marked = ""
         """The cgroup of the options under which ``_marks`` was attached."""
         self._steerer: Steerer | None = None
+        self._holding: tuple[Steerer, ProcessMarks | None] | None = None
+        """What the keeper holds."""
         self._back: HandBack | None = None
         self._state = self._compile(options, config, self._entry(options, plane.parts), plane.parts)
         self.problems: dict[str, str] = {}
         clock = plane.edge.loop.time
         self.names = Names(self.compiled, wishes(options), clock, partial(self._give_up, "learned names"))
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     @property
     def tag(self) -> str:
@@ -161,8 +170,7 @@ class Kernel:
             self._steerer = self.names.steerer = None
             raise
         self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, steerer, self._direct)
-        if self._state.options.learn:
-            self._plane.resolver.teach(self.names)
+        self._teach()
 
     async def _listen(self, state: State) -> None:
         """The listener of captured DNS, where it is wanted. Raises OSError."""
@@ -198,10 +206,12 @@ class Kernel:
         """Raises KernelError."""
         assert self._steerer is not None
         self._steerer.watch(int(self._state.options.heartbeat))
-        if self._state.options.fail == "hold":
-            self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
-        else:
+        wanted = (self._steerer, self._marks) if self._state.options.fail == "hold" else None
+        if wanted is None:
             self._steerer.let_go()
+        elif wanted != self._holding:
+            self._steerer.hold(self._host.keeper, () if self._marks is None else self._marks.links)
+        self._holding = wanted
 
     def _direct(self, flow: Flow, outbound: str) -> bool:
         """Whether the kernel would carry a flow of that outbound as the outbound does, and may."""
@@ -228,12 +238,18 @@ class Kernel:
         if self._dns is not None:
             self._dns.resolver = parts.resolver
         parts.resolver.obey(policy(options))
-        sink = self.names if options.learn and self._steerer is not None else None
-        if not options.learn:
-            parts.resolver.forget()
-        elif parts.resolver.sink is not sink:
-            parts.resolver.teach(sink)
+        self._teach()
         self._watch(parts, old)
+        self._switched()  # while the rules were compiled
+
+    def _teach(self) -> None:
+        """The names of answers, as long as there is who believes them."""
+        resolver = self._plane.resolver
+        sink = self.names if self._steerer is not None else None
+        if not self._state.options.learn:
+            resolver.forget()
+        elif resolver.sink is not sink:
+            resolver.teach(sink)
 
     def _swap(self, state: State) -> None:
         """Put ``state`` in force in the kernel, running flows keep their class. Raises KernelError; what was in force
@@ -254,7 +270,8 @@ class Kernel:
         except (KernelError, ValueError) as error:
             self._state = old
             raise KernelError(f"apply the rules ({error})", getattr(error, "errno", 0)) from error
-        self.problems.pop("steering", None)
+        for key in GIVEN_UP:
+            self.problems.pop(key, None)
         self.names.adopt(learned, state.compiled, wishes(state.options))
         try:
             if turned and self._steerer is not None:
@@ -275,15 +292,37 @@ class Kernel:
 
     def _switched(self) -> None:
         """What the rules were compiled with may have changed: a group's choice, a device's name."""
+        if "turn" not in self._tasks and self._steerer is not None and self._differs():
+            self._do("turn", self._turn)
+
+    def _differs(self) -> bool:
         state, parts = self._state, self._plane.parts
-        now = kinds_of(state.config, parts.outbounds.now), self._hostnames(parts)
-        if self._steerer is None or now == (state.kinds, state.hostnames):
-            return
-        try:
-            self._swap(self._compile(state.options, state.config, state.inbound, parts))
-        except KernelError as error:
-            # The kernel would go on by what was.
-            self._give_up("steering", error)
+        return (kinds_of(state.config, parts.outbounds.now), self._hostnames(parts)) != (state.kinds, state.hostnames)
+
+    async def _turn(self) -> None:
+        """Rules are compiled beside the loop, which goes on serving flows."""
+        while self._steerer is not None and self._differs():
+            state, parts = self._state, self._plane.parts
+            with self.patience():
+                new = await asyncio.to_thread(self._compile, state.options, state.config, state.inbound, parts)
+                if state is not self._state or self._steerer is None:
+                    continue  # a reload was faster
+                try:
+                    self._swap(new)
+                except KernelError as error:
+                    # The kernel would go on by what was.
+                    self._give_up("steering", error)
+
+    def _do(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            try:
+                await work()
+            except Exception:
+                log.exception(name)
+            finally:
+                del self._tasks[name]
+
+        self._tasks[name] = asyncio.create_task(main(), name=name)
 
     def forget(self, ended: Sequence[Flow]) -> None:
         """Flows that were ended, or have no session any more, are classified anew should they go on."""
@@ -302,9 +341,9 @@ class Kernel:
             log.warning("old flows keep their class: %s", error)
 
     def _look_at_leases(self) -> None:
+        self._timers["leases"] = self._plane.edge.loop.call_later(PAUSE, self._look_at_leases)
         if self._state.hostnames or self._plane.parts.engine.hostnames:
             self._switched()
-        self._timers["leases"] = self._plane.edge.loop.call_later(PAUSE, self._look_at_leases)
 
     # -- names
 
@@ -315,8 +354,11 @@ class Kernel:
             self.names.decided(flow, findings.domain, plain and self._direct(flow, decision.outbound))
 
     def _expire(self) -> None:
-        pause = MORE if self.names.expire() else EXPIRY
-        self._timers["expire"] = self._plane.edge.loop.call_later(pause, self._expire)
+        later = self._plane.edge.loop.call_later
+        self._timers["expire"] = later(EXPIRY, self._expire)
+        if self.names.expire():
+            self._timers["expire"].cancel()
+            self._timers["expire"] = later(MORE, self._expire)
 
     # -- processes
 
@@ -359,6 +401,7 @@ class Kernel:
 
     def _beat(self) -> None:
         """Each second, as long as the loop turns."""
+        self._timers["beat"] = self._plane.edge.loop.call_later(BEAT, self._beat)  # whatever fails below
         for network, device in tuple(self._plane.router.limit.full):
             self._put_off(network, device)
         if self._steerer is not None:
@@ -366,7 +409,6 @@ class Kernel:
                 self._steerer.beat()
             except KernelError as error:
                 log.warning("%s", error)  # and again with the next beat
-        self._timers["beat"] = self._plane.edge.loop.call_later(BEAT, self._beat)
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
@@ -377,8 +419,8 @@ class Kernel:
     # -- the end
 
     def _give_up(self, what: str, error: Exception) -> None:
-        """Without steering every flow is direct, by the plain router."""
-        self._complain(what, error)
+        """Without steering every flow is direct, by the plain router; until it begins again."""
+        self._complain(what, f"{error}; tried again in {AGAIN:.0f} s")
         self._plane.resolver.teach(None)
         self._plane.router.sessions.kernel = None
         if self._back is not None:
@@ -386,8 +428,29 @@ class Kernel:
         if self._steerer is not None:
             self._steerer.close()
             self._steerer = self.names.steerer = None
+        if "again" not in self._tasks:
+            self._do("again", self._again)
 
-    def _complain(self, what: str, error: Exception) -> None:
+    async def _again(self) -> None:
+        """Until the kernel takes it, or a reload was faster."""
+        pause = AGAIN
+        while True:
+            await asyncio.sleep(pause)
+            if self._steerer is not None:
+                return
+            try:
+                await self._host.netlink.steer()
+                self._swap(self._state)
+            except (KernelError, OSError) as error:
+                pause = min(2 * pause, LATEST)
+                self._complain("steering", f"{error}; tried again in {pause:.0f} s")
+                continue
+            if self._steerer is not None:
+                log.warning("steering begins again")
+                self._switched()
+                return
+
+    def _complain(self, what: str, error: Exception | str) -> None:
         self.problems[what] = str(error)
         log.error("%s: %s", what, error)
 
@@ -395,13 +458,17 @@ class Kernel:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
         for timer in self._timers.values():
             timer.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._plane.resolver.teach(None)
         self._plane.router.sessions.kernel = None
         if self._back is not None:
             self._back.close()
-        if self._steerer is not None:
-            self._steerer.leave()
-        if self._steerer is None or not self._steerer.held:
+        steerer, self._steerer, self.names.steerer = self._steerer, None, None
+        if steerer is not None:
+            steerer.leave()
+        if steerer is None or not steerer.held:
             with contextlib.suppress(KernelError):
                 await self._host.netlink.steer(False)
         if self._marks is not None:

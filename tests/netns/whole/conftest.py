@@ -106,6 +106,7 @@ class Whole:
         self.folder = Path("/run/gateway", self.instance)
         self.program: tuple[str, ...] = (sys.executable, "-m", "gateway")
         self.rules: list[dict[str, Any]] = []
+        self.outbounds: list[dict[str, Any]] = []
         # A direct outbound that says from where: the kernel cannot do that, so its flows go to userspace.
         self.far = {"type": "direct", "inet4_bind_address": USERSPACE[0], "inet6_bind_address": USERSPACE[1]}
         self.process: Process | None = None
@@ -115,7 +116,7 @@ class Whole:
         """``more``: other fields of the ``gateway`` object."""
         value: dict[str, Any] = {
             "dns": {"servers": [{"type": "udp", "tag": "isp", "server": LEASED_DNS}]},
-            "outbounds": [{"type": "direct", "tag": "direct"}, {"tag": "far", **self.far}],
+            "outbounds": [{"type": "direct", "tag": "direct"}, {"tag": "far", **self.far}, *self.outbounds],
             "route": {"rules": [*self.rules, {"ip_cidr": [*PROXIED, *SECOND], "outbound": "far"}], "final": "direct"},
             "gateway": {
                 "fail": fail,
