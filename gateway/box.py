@@ -32,7 +32,8 @@ STATE = Path("/var/lib/gateway")
 
 
 class Box:
-    """``run`` and ``state`` are the folders of this instance. Build it in the running loop. Raises ConfigError."""
+    """``run`` and ``state`` are the folders of this instance; ``run`` is there, and claimed. Build it in the running
+    loop. Raises ConfigError; OSError, KernelError where this process may not do what a gateway does."""
 
     def __init__(self, config: Config, run: Path, state: Path) -> None:
         self.config = config
@@ -40,8 +41,10 @@ class Box:
         self.started = time.time()
         self.state: Literal["starting", "running"] = "starting"
         self._changing = asyncio.Lock()
+        self._ends = contextlib.AsyncExitStack()
+        """What ``stop`` does, last first, each whatever the others raise."""
+        self._stopping = False
         options = gateway_options(config)
-        run.mkdir(parents=True, exist_ok=True)
         self.host = None if options is None else Host(options, run, state)
         leases = NoLeases() if self.host is None else self.host.uplinks
         own = None if self.host is None else self.host.lans.daemon.leases
@@ -54,6 +57,8 @@ class Box:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding, OSError where a port is taken."""
         async with self._changing:
+            self._ends.push_async_callback(self._end_host)
+            self._ends.push_async_callback(self.plane.stop)
             if self.host is not None:
                 await self.host.start()
             elif _tunnels(self.config):
@@ -61,6 +66,7 @@ class Box:
                 self._journal = Journal(self.run)
             await self.plane.start()
             if self.kernel is not None:
+                self._ends.push_async_callback(self.kernel.stop)
                 await self.kernel.start()
         self.state = "running"
 
@@ -68,6 +74,8 @@ class Box:
         """Apply what differs; flows go on but for those that the new rules send elsewhere, or whose outbound changed.
         Raises GatewayError (a port is taken, the kernel refuses); what stood before goes on."""
         async with self._changing:
+            if self._stopping:
+                raise GatewayError("the gateway stops")
             # Rule sets are read and compiled, which a small processor may be long at.
             with contextlib.nullcontext() if self.kernel is None else self.kernel.patience():
                 await self._reload(config)
@@ -112,18 +120,17 @@ class Box:
         journal.record(step)
 
     async def stop(self) -> None:
-        """End our part; the plain router stands."""
-        if self.kernel is not None:
-            await self.kernel.stop()
-        await self.plane.stop()
+        """End our part, however far ``start`` came; the plain router stands. After a reload that is at work."""
+        self._stopping = True
+        async with self._changing:
+            await self._ends.aclose()
+
+    async def _end_host(self) -> None:
         if self.host is not None:
             await self.host.stop()
-        else:
-            if self._journal is not None:
-                self._journal.close()
-                await undo(self.run)
-            with contextlib.suppress(OSError):
-                self.run.rmdir()
+        elif self._journal is not None:
+            self._journal.close()
+            await undo(self.run)
 
     def explain(self, request: dict[str, Any]) -> dict[str, Any]:
         """What would become of a flow now. Raises GatewayError."""

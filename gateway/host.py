@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from gateway.kernel.nft.watch import Watch
 from gateway.kernel.plan import Base, PortForward
 from gateway.kernel.standing import Standing
 from gateway.options import GatewayOptions
+from gateway.service.claim import Claim
 from gateway.uplink.dnsmasq.daemon import undo as undo_process
 from gateway.uplink.lan import Lans
 from gateway.uplink.uplinks import Uplinks
@@ -51,7 +51,11 @@ class Host:
         self.lans = Lans(
             options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
         )  # fmt: skip
+        self._ends = contextlib.AsyncExitStack()
+        """What ``stop`` does, last first, each whatever the others raise."""
+        self._ends.callback(self.journal.close)
         self._watch = Watch(base.TABLE, base.SETS)
+        self._ends.callback(self._watch.close)
         self._standing = Standing(self._watch, self._restore, self.netlink, self.monitor)
         self._tasks: list[asyncio.Task[None]] = []
         self._narrow: list[str] = []
@@ -68,7 +72,13 @@ class Host:
         Raises KernelError where the kernel refuses the base table or forwarding."""
         self._base(self.options)
         self._account(self.options)
-        await self.netlink.__aenter__()
+        await self._ends.enter_async_context(self.netlink)
+        self._ends.callback(self._detach_offload)
+        self._ends.push_async_callback(self._end_tasks)
+        self._ends.push_async_callback(self.uplinks.stop)
+        self._ends.push_async_callback(self.lans.stop)
+        self._ends.callback(self.monitor.unwatch, self._attach_offload)
+        self._ends.callback(self.monitor.unwatch, self._clamp, self._clamp)
         self.uplinks.watch(self.lans.refresh)
         self.uplinks.forward()
         self.monitor.watch(self._clamp)
@@ -175,18 +185,13 @@ class Host:
         return self._offload
 
     async def stop(self) -> None:
-        """End our part; the plain router stands."""
-        self.monitor.unwatch(self._clamp, self._clamp)
-        self.monitor.unwatch(self._attach_offload)
-        await self.lans.stop()
-        await self.uplinks.stop()
+        """End our part, however far ``start`` came; the plain router stands."""
+        await self._ends.aclose()
+
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._detach_offload()
-        await self.netlink.__aexit__()
-        self._watch.close()
-        self.journal.close()
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
@@ -267,8 +272,12 @@ async def undo(run: Path) -> list[str]:
 
 
 async def down(run: Path) -> list[str]:
-    """As ``undo``, and remove its run folder; that stays too where something could not be undone."""
-    failed = await undo(run)
-    if not failed:
-        shutil.rmtree(run, ignore_errors=True)
+    """As ``undo``, and remove its run folder; that stays too where something could not be undone. Raises Claimed where
+    it runs."""
+    claim, forget = Claim(run), False
+    try:
+        failed = await undo(run)
+        forget = not failed
+    finally:
+        claim.release(forget=forget)
     return failed

@@ -24,6 +24,7 @@ from gateway.host import down
 from gateway.kernel import journal
 from gateway.kernel.probe import Finding, probe
 from gateway.kernel.probe.ruleset import standing
+from gateway.service.claim import Claimed
 from gateway.service.control import alive, ask, listener
 from gateway.uplink import watch
 
@@ -118,7 +119,11 @@ def repair(run: Path, as_json: bool = False) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             done[folder.name] = "of an earlier boot: forgotten"
         else:
-            left = asyncio.run(down(folder))
+            try:
+                left = asyncio.run(down(folder))
+            except Claimed:
+                done[folder.name] = "runs: let be"
+                continue
             failed += [f"{folder.name}: {step}" for step in left]
             done[folder.name] = f"{len(left)} steps could not be undone" if left else "undone"
     if as_json:

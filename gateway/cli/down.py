@@ -8,12 +8,16 @@ import os
 import select
 import signal
 import sys
+import time
 
 from gateway.cli import instance
 from gateway.host import down
 from gateway.kernel import journal
+from gateway.service.claim import Claimed
 from gateway.service.control import listener
 
+PAUSE = 0.1
+"""Seconds between two looks whether it can be undone."""
 STOP, DIE = 20.0, 5.0
 """Seconds that a gateway may take to stop, and to be gone after SIGKILL."""
 
@@ -28,11 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
     if journal.place(folder / "undo.jsonl") == "elsewhere":
         print("gateway down: this instance is of another network namespace: say it there", file=sys.stderr)
         return 1
-    process = listener(folder / "control.sock")
-    if process >= 0 and not end(process):
-        print(f"gateway down: it still runs, and process {process} does not end", file=sys.stderr)
-        return 1
-    failed = asyncio.run(down(folder))
+    late = time.monotonic() + STOP
+    while True:
+        process = listener(folder / "control.sock")
+        if process >= 0 and not end(process):
+            print(f"gateway down: it still runs, and process {process} does not end", file=sys.stderr)
+            return 1
+        try:
+            failed = asyncio.run(down(folder))
+            break
+        except Claimed:  # it begins just now, or somebody else undoes it
+            if time.monotonic() > late:
+                raise
+            time.sleep(PAUSE)
     for line in failed:
         print(f"not undone: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -14,8 +14,10 @@ from typing import Any
 from gateway.box import Box
 from gateway.cli import configuration, instance
 from gateway.config.root import Config
-from gateway.core.errors import GatewayError
-from gateway.kernel import descriptors
+from gateway.core.errors import ConfigError, GatewayError
+from gateway.host import undo
+from gateway.kernel import descriptors, journal
+from gateway.service.claim import Claim
 from gateway.service.control import Control
 
 LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.configuration(arguments)
-    logs(config)
+    logs(config, handler(config))
     descriptors.raise_limit()
     descriptors.keep()
     faulthandler.enable(2)  # SIGABRT of a loop that stands still: where
@@ -48,27 +50,57 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def logs(config: Config) -> None:
+def handler(config: Config) -> logging.Handler:
+    """Where the ``log`` object wants the log. Raises ConfigError."""
+    output = config.log.output
+    try:
+        if output in ("", "stderr"):
+            return logging.StreamHandler(sys.stderr)
+        return logging.FileHandler(config.directory / output)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}", "log.output") from error
+
+
+def logs(config: Config, where: logging.Handler) -> None:
     """Logging as the ``log`` object asks."""
     options = config.log
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if options.output not in ("", "stderr"):
-        handler = logging.FileHandler(config.directory / options.output)
     form = (
         "%(asctime)s %(levelname)s %(name)s: %(message)s"
         if options.timestamp
         else "%(levelname)s %(name)s: %(message)s"
     )
-    logging.basicConfig(handlers=[handler], level=LEVELS[options.level], format=form, force=True)
+    logging.basicConfig(handlers=[where], level=LEVELS[options.level], format=form, force=True)
     logging.disable(logging.CRITICAL if options.disabled else logging.NOTSET)
 
 
 async def _serve(arguments: argparse.Namespace, config: Config) -> int:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    """A start that fails leaves what it found: nothing, or the plain router of a former run."""
     for note in config.notes:
         log.warning(note)
-    box = Box(config, *instance.folders(arguments))
+    folder, state = instance.folders(arguments)
+    claim, forget = Claim(folder, alone=config.gateway is not None), False
+    stands = bool(journal.read(folder / "undo.jsonl"))
+    try:
+        try:
+            box = Box(config, folder, state)
+            try:
+                await _run(arguments, box)
+            finally:
+                stands = stands or box.state == "running"
+        finally:
+            if not stands and (folder / "undo.jsonl").exists():
+                forget = not await undo(folder)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise GatewayError(f"{where}{error.strerror or error}") from error
+    finally:
+        claim.release(forget=forget)
+    return 0
+
+
+async def _run(arguments: argparse.Namespace, box: Box) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
 
     async def status(_: dict[str, Any]) -> dict[str, Any]:
         return box.status()
@@ -87,8 +119,9 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         async with changing:
             waiting = False
             config = await asyncio.to_thread(configuration.configuration, arguments)
+            where = handler(config)
             await box.reload(config)
-            logs(config)
+            logs(config, where)
 
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
         await apply()
@@ -124,6 +157,8 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         log.info("started; control socket %s", control.path)
         await stop.wait()
     finally:
-        await control.close()
-        await box.stop()
-    return 0
+        control.refusal = "the gateway stops"
+        try:
+            await box.stop()
+        finally:
+            await control.close()

@@ -38,6 +38,8 @@ class Control:
         self.path = folder / "control.sock"
         self._handlers = handlers
         self._server: asyncio.Server | None = None
+        self.refusal = ""
+        """What every request is answered, unless it is empty."""
 
     async def start(self) -> None:
         if self.path.exists():
@@ -67,6 +69,8 @@ class Control:
             writer.close()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
+        if self.refusal:
+            return {"ok": False, "error": self.refusal}
         try:
             request = json.loads(line)
             handler = self._handlers[request["command"]]
