@@ -1,4 +1,4 @@
-"""A reload that does not come to its end leaves what stood before, whatever went wrong."""
+"""A reload that does not come to its end leaves what stood before, whatever went wrong; a stop comes after it."""
 
 from __future__ import annotations
 
@@ -118,5 +118,34 @@ def test_inbounds_start_with_the_rule_sets_of_their_configuration(
             assert seen == [{"some"}]
         finally:
             await box.stop()
+
+    asyncio.run(main())
+
+
+def test_a_stop_ends_after_the_reload_that_is_at_work_and_before_the_next(tmp_path: Path) -> None:
+    first, second, third = free_port(), free_port(), free_port()
+
+    async def main() -> None:
+        box = Box(config(one(first)), tmp_path / "run", tmp_path / "state")
+        await box.start()
+        assert listens(first)
+        go_on, prepare = asyncio.Event(), box.plane.prepare
+
+        async def slow(wanted: Any) -> Any:
+            await go_on.wait()
+            return await prepare(wanted)
+
+        box.plane.prepare = slow  # type: ignore[method-assign]
+        reload = asyncio.create_task(box.reload(config(one(second))))
+        await asyncio.sleep(0)
+        stop = asyncio.create_task(box.stop())
+        later = asyncio.create_task(box.reload(config(one(third))))
+        await asyncio.sleep(0.05)
+        assert not stop.done()
+        go_on.set()
+        await asyncio.gather(reload, stop)
+        with pytest.raises(GatewayError, match="stops"):
+            await later
+        assert not any(listens(number) for number in (first, second, third))
 
     asyncio.run(main())
