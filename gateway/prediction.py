@@ -15,7 +15,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.flow import Device
 from gateway.kernel.owner import process as owned_by
 from gateway.kernel.plan import Steering
-from gateway.route.compile import Compiled, Inputs, compile_rules
+from gateway.route.compile import Compiled, Inputs, Mode, compile_rules
 from gateway.route.engine import Engine
 from gateway.route.explain import Judge, Query, explain
 from gateway.route.options import RouteConfig
@@ -97,7 +97,8 @@ def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     device = _device(request)
     if device.hostname and not device.mac:
         device = device._replace(mac=SOME_MAC)
-    inputs = Inputs(kinds(config), "gateway", users, groups, {device.mac: device.hostname})
+    mode: Mode = "strict" if config.gateway is None else config.gateway.kernel.mode
+    inputs = Inputs(kinds(config), "gateway", users, groups, {device.mac: device.hostname}, mode)
     compiled = compile_rules(engine.rules, final, engine.sets, inputs)
     return predict(
         engine, compiled, {**request, "mac": device.mac}, lambda address, client: (), "gateway", lans_of(config)

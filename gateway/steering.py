@@ -40,7 +40,7 @@ from gateway.prediction import kinds as kinds_of
 from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Decision
-from gateway.route.explain import Query
+from gateway.route.explain import Query, skipped
 from gateway.route.program import Kind
 from gateway.uplink.leases import PAUSE
 
@@ -497,7 +497,11 @@ class Kernel:
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
-        return {"steering": self._steerer is not None, "refused": self.problems, "names": self.names.tables()}
+        mode, rules = self.compiled.mode, skipped(self._plane.router.engine, self.compiled)
+        return {
+            "steering": self._steerer is not None, "mode": mode, "skipped": rules, "refused": self.problems,
+            "names": self.names.tables(),
+        }  # fmt: skip
 
 
 class HandBack:

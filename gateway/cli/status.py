@@ -11,6 +11,7 @@ from gateway.cli.flows import size
 from gateway.core.errors import GatewayError
 from gateway.kernel.probe import conflicts
 from gateway.kernel.probe.limits import FULL, REMEDY
+from gateway.route.explain import line
 from gateway.service.control import ask
 
 
@@ -45,6 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
     if "steering" in answer:
         print(f"steering: {'the kernel steers' if answer['steering'] else 'none, every flow of the LAN is direct'}")
+    if rules := answer.get("skipped"):
+        print(f"mode {answer['mode']} skips, where an address rule decides and the name is not known:")
+        for rule in rules:
+            print(f"  {line(rule)}")
     if "offload" in answer:
         waiting = " (no bulk just now)" if answer["offload"] and not answer["offloading"] else ""
         print(f"offload: {' '.join(answer['offload']) or 'none'}{waiting}{_reason(answer['problems'].get('offload'))}")

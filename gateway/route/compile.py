@@ -10,7 +10,8 @@ items in a profile is searched once.
 Modes: ``paranoid`` never believes learned names, and that DNS may be spoken on any port; ``strict`` believes names, and
 that DNS is spoken on port 53 alone (else the usual "hijack DNS" rule would send every flow to userspace); ``balanced``
 lets an unknown address go directly where an address rule sends it, as if nothing could be sniffed; ``fast`` does so for
-every verdict of an address rule; ``off`` sends everything to userspace.
+every verdict of an address rule; ``off`` sends everything to userspace. Which rules those two do not wait for is told
+(``Compiled.skipped``).
 """
 
 from __future__ import annotations
@@ -44,7 +45,20 @@ from gateway.route.logic import atoms as atoms_of
 from gateway.route.match import Sets, Subject
 from gateway.route.options import RouteRule
 from gateway.route.process import ProcessAtoms
-from gateway.route.program import End, Kind, Program, Search, Stay, build, settle, specialise, stays, verdict
+from gateway.route.program import (
+    USER,
+    End,
+    Kind,
+    Program,
+    Search,
+    Stay,
+    build,
+    settle,
+    skipped,
+    specialise,
+    stays,
+    verdict,
+)
 from gateway.route.sweep import Segment, sweep
 
 Mode = Literal["paranoid", "strict", "balanced", "fast", "off"]
@@ -82,12 +96,25 @@ class Inputs:
 
 
 class Compiled:
-    """``steering`` and ``processes`` go to the kernel; ``learned_verdict`` serves the learned maps."""
+    """``steering`` and ``processes`` go to the kernel; ``learned_verdict`` serves the learned maps. ``skipped``:
+    indices of rules that the kernel does not wait for somewhere (in ``balanced`` and ``fast``)."""
 
-    def __init__(self, compiler: _Compiler, steering: Steering, processes: ProcessPlan) -> None:
+    def __init__(
+        self, compiler: _Compiler, steering: Steering, processes: ProcessPlan, skipped: tuple[int, ...] = ()
+    ) -> None:
         self._compiler = compiler
         self.steering = steering
         self.processes = processes
+        self.skipped = skipped
+
+    @property
+    def mode(self) -> Mode:
+        return self._compiler.inputs.mode
+
+    def skips(self, flow: Flow) -> tuple[int, ...]:
+        """Those that could send a flow elsewhere that the kernel keeps, to an address without a name. () where the
+        kernel's verdict is certain, or none."""
+        return self._compiler.skips(flow)
 
     @property
     def learns(self) -> bool:
@@ -152,7 +179,8 @@ class _Compiler:
         self.inputs = inputs
         self.believes = inputs.learn and inputs.mode != "paranoid"
         self.plain = not any(has_options(rule.action) for rule in rules)
-        self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=inputs.mode in ("balanced", "fast"))
+        self.relaxed = inputs.mode in ("balanced", "fast")
+        self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=self.relaxed)
         self.table, self.space = lowering.atoms, lowering.space
         self.processes = ProcessAtoms(
             {atom: entry.item for atom, entry in self.table.items() if entry.kind == "process"},
@@ -187,6 +215,10 @@ class _Compiler:
         self._named: dict[tuple[Family, Program, frozenset[int]], frozenset[End]] = {}
         self._held: dict[str, frozenset[int]] = {}
         self._verdicts: dict[tuple[Family, Program], Verdict] = {}
+        self._by_address: dict[tuple[Family, Program], str] = {}
+        """Outcome of programs that the kernel judges by address, as if nothing could be sniffed."""
+        self._unsettled: dict[tuple[Pair, Pair, str, frozenset[str]], int] = {}
+        """Programs, what they were before ``settle``, its other arguments, to the profile; in relaxed modes only."""
         self._open: dict[tuple[Family, Program], bool] = {}
 
     # what is known at each stage
@@ -254,7 +286,22 @@ class _Compiler:
         unknown = self._class(self.here)
         profiles = tuple(self._profile(number) for number in range(len(self.pairs)))
         classes = tuple(SourceClass(rows) for rows in self.classes)
-        return Compiled(self, Steering(profiles, classes, origins, local, unknown, devices=devices), plan)
+        steering = Steering(profiles, classes, origins, local, unknown, devices=devices)
+        return Compiled(self, steering, plan, tuple(sorted(self._skipped())))
+
+    def _skipped(self) -> set[int]:
+        found: set[int] = set()
+        for (pair, whole, network, never), number in self._unsettled.items():
+            if self.pairs[number] is None:  # all of it is sniffed
+                continue
+            for family, mask in ((one, mask) for one in FAMILIES for mask in self.masks[one]):
+                answers = self._answers("dst", mask)
+                outcome = self._by_address.get((family, specialise(self.space, pair[family == 6], answers)))
+                if outcome is not None:
+                    program = specialise(self.space, whole[family == 6], answers)
+                    found |= skipped(self.space, program, self.table, network, never, outcome)
+        self._unsettled.clear()
+        return found
 
     def _forwarded(self) -> tuple[tuple[Origin, ...], tuple[DeviceRow, ...]]:
         """Devices that the rules treat alike have one origin."""
@@ -327,11 +374,11 @@ class _Compiler:
             for (first, last, mask), never in self.ports:
                 if (mask, never) not in seen:
                     ports = self._answers("port", mask)
-                    pair = tuple(
-                        settle(self.space, specialise(self.space, one, ports), self.table, network, never)
-                        for one in programs
-                    )
-                    seen[mask, never] = self._number(cast(Pair, pair))
+                    whole = tuple(specialise(self.space, one, ports) for one in programs)
+                    pair = cast(Pair, tuple(settle(self.space, one, self.table, network, never) for one in whole))
+                    seen[mask, never] = self._number(pair)
+                    if self.relaxed:
+                        self._unsettled[pair, cast(Pair, whole), network, never] = seen[mask, never]
                 profile = seen[mask, never]
                 if rows and rows[-1].network == network and rows[-1].profile == profile:
                     rows[-1] = rows[-1]._replace(last=last)
@@ -391,7 +438,9 @@ class _Compiler:
 
     def _address(self, pair: Pair, family: Family, mask: int) -> Verdict:
         """Of an address without a name."""
-        program = specialise(self.space, pair[family == 6], self._answers("dst", mask))
+        return self._nameless(family, specialise(self.space, pair[family == 6], self._answers("dst", mask)))
+
+    def _nameless(self, family: Family, program: Program) -> Verdict:
         found = self._verdicts.get((family, program))
         if found is None:
             if stays(program, self.owners, lambda part: self._unnamed_ends(family, part)):
@@ -403,10 +452,12 @@ class _Compiler:
 
     def _unnamed(self, family: Family, program: Program) -> Verdict:
         found = verdict(self._unnamed_ends(family, program))
-        if found is Verdict.SNIFF and self.inputs.mode in ("balanced", "fast"):
+        if found is Verdict.SNIFF and self.relaxed:
             ends = self.search[family].outcomes(program, None, sniff=False)
             certain = verdict(ends)
             if all(end.by_address for end in ends) and (certain is Verdict.DIRECT or self.inputs.mode == "fast"):
+                if certain in USER.values():
+                    self._by_address[family, program] = next(iter(ends)).outcome
                 return certain
         return found
 
@@ -477,16 +528,35 @@ class _Compiler:
             self._held[name] = found
         return found
 
-    def certain(self, flow: Flow, findings: Findings) -> bool:
-        subject = Subject.of(flow, findings, {})
+    def _known(self, subject: Subject) -> dict[int, bool]:
+        """What a flow shows before any sniff, but for names."""
         known: dict[int, bool] = {}
         for atom, (kind, item) in self.table.items():
             if kind == "src":
                 known[atom] = subject.source is not None and subject.source in cast(Any, item).set
             elif kind not in ("protocol", "client", "name"):
                 known[atom] = item.match(subject)
+        return known
+
+    def skips(self, flow: Flow) -> tuple[int, ...]:
+        if not self.relaxed or flow.destination.ip is None:
+            return ()
+        family: Family = 4 if flow.destination.ip.version == 4 else 6
+        known = self._known(Subject.of(flow, Findings(), {}))
+        known = {atom: value for atom, value in known.items() if self.table[atom].kind != "source_port"}
+        whole = specialise(self.space, self.program, known)
+        never = next(never for (first, last, _), never in self.ports if first <= flow.destination.port <= last)
+        program = settle(self.space, whole, self.table, flow.network, never)
+        self._nameless(family, program)
+        outcome = self._by_address.get((family, program))
+        if outcome is None:
+            return ()
+        return tuple(sorted(skipped(self.space, whole, self.table, flow.network, never, outcome)))
+
+    def certain(self, flow: Flow, findings: Findings) -> bool:
+        subject = Subject.of(flow, findings, {})
         program = tuple(step for step in self.program if not isinstance(step[1], Stay))
-        program = specialise(self.space, program, known)
+        program = specialise(self.space, program, self._known(subject))
         never = BUILT_SNIFFERS if flow.destination.port in SERVER_FIRST else frozenset()
         program = settle(self.space, program, self.table, flow.network, never)
         held = self.names_held(subject.name) if subject.name else frozenset()

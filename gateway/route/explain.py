@@ -6,7 +6,7 @@ what happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,8 @@ def explain(
 ) -> dict[str, Any]:  # fmt: skip
     """``verdict`` direct | reject | drop | user | sniff, ``where`` kernel | userspace, ``rule`` (-1 = final),
     ``action``, ``outbound``, ``profile``, ``steps`` (every rule that was asked), ``text`` (lines for a person);
-    ``overruled``: rule, action and outbound of a rule above a ``bypass`` that says otherwise, else None.
+    ``overruled``: rule, action and outbound of a rule that says otherwise, above a ``bypass`` or of those that the mode
+    does not wait for, else None; ``skipped``: all of those that might (see ``skipped``).
 
     ``steering``: what is in force in the kernel, if that is not the whole of ``compiled``; ``judge``: what it holds of
     names, if that is more than ``query.names``."""
@@ -69,8 +70,18 @@ def explain(
             verdict, why = judge(query, profile, _kernel(compiled, plain, steering)[1])
         found["profile"], found["verdict"] = profile, verdict.name.lower()
         found["where"] = "kernel" if verdict in (Verdict.DIRECT, Verdict.REJECT, Verdict.DROP) else "userspace"
-    found["overruled"] = None
+    found["overruled"], found["skipped"] = None, []
     flow = _flow(query)
+    named = query.names and found["profile"] is not None and compiled.steering.profiles[found["profile"]].learned
+    if found["where"] == "kernel" and not named and not why:
+        found["skipped"] = skipped(engine, compiled, compiled.skips(flow))
+    if found["skipped"]:
+        trace, unseen, seen = Trace(), replace(query, shown="", protocol=""), decision
+        decision, found["sniffed"] = _walk(engine, unseen, trace)[0], False
+        if decision != seen:
+            found["overruled"] = {"rule": seen.rule, "action": seen.action, "outbound": seen.outbound}
+        found["rule"], found["action"], found["outbound"] = decision.rule, decision.action, decision.outbound
+        found["steps"] = _steps(engine, unseen, trace)
     subject = Subject.of(flow, Findings(learned=query.names), engine.sets)
     stays = engine.stays(subject) if found["verdict"] == "direct" else engine.kept(flow, subject)
     if stays is not None:
@@ -79,11 +90,35 @@ def explain(
         outbound = "" if found["verdict"] == "direct" else engine.direct
         found["rule"], found["action"], found["outbound"] = stays, "bypass", outbound
     found["text"] = _text(found, query, final_reason)
-    if why:
+    if found["skipped"]:
+        found["text"][-1] = f"in the kernel: mode {compiled.mode} does not wait for what the flow would show"
+        if above := found["overruled"]:
+            found["text"].append(f"which would be for rule {above['rule']}: {above['outbound'] or above['action']}")
+        found["text"] += [f"  skipped: {line(one)}" for one in found["skipped"]]
+    elif why:
         found["text"][-1] = why
     elif query.address is not None and verdict is Verdict.SNIFF and _kernel(compiled, plain)[1] is not verdict:
         found["text"][-1] = "in userspace: the kernel does not know this host's programs (gateway status says why)"
     return found
+
+
+def skipped(engine: Engine, compiled: Compiled, rules: Iterable[int] | None = None) -> list[dict[str, Any]]:
+    """``rule``, ``match`` and ``action`` (as in the steps of ``explain``) and ``outbound`` ("" = none) of ``rules``, or
+    of all that the compiler skips."""
+    out = []
+    for index in compiled.skipped if rules is None else rules:
+        rule = engine.rules[index]
+        outbound = getattr(rule.action, "outbound", "")
+        out.append({
+            "rule": index, "match": str(rule.match), "action": type(rule.action).__name__, "outbound": outbound,
+        })  # fmt: skip
+    return out
+
+
+def line(rule: dict[str, Any]) -> str:
+    """One of ``skipped``, for a person."""
+    target = f" -> {rule['outbound']}" if rule["outbound"] else ""
+    return f"rule {rule['rule']} ({rule['action']}): {rule['match']}{target}"
 
 
 def _kernel(compiled: Compiled, query: Query, steering: Steering | None = None) -> tuple[int, Verdict]:

@@ -24,10 +24,11 @@ MOST_SPLITS = 3000
 
 class End(NamedTuple):
     """``outcome``: "direct", "reject", "drop", or what userspace does, as text. ``by_address``: an address item stands
-    in the rule's condition (``balanced`` and ``fast`` ask)."""
+    in the rule's condition (``balanced`` and ``fast`` ask). ``rule``: its index; -1 for ``final`` and once settled."""
 
     outcome: str
     by_address: bool = False
+    rule: int = -1
 
 
 class Look(NamedTuple):
@@ -43,7 +44,9 @@ class Stay(NamedTuple):
 
 
 class Override(NamedTuple):
-    """The destination is replaced: what follows is left to userspace."""
+    """The destination is replaced: what follows is left to userspace. ``rule`` as in ``End``."""
+
+    rule: int = -1
 
 
 Step = End | Look | Stay | Override
@@ -62,7 +65,7 @@ def build(
     note which ends an address item takes part in."""
     lowering = Lowering(sets)
     steps: list[tuple[Expr, Step]] = []
-    for rule in rules:
+    for index, rule in enumerate(rules):
         condition = lowering.rule(rule.match)
         action = rule.action
         dst = by_address and any(lowering.atoms[atom].kind == "dst" for atom in atoms(condition))
@@ -71,13 +74,13 @@ def build(
             if not action.outbound:
                 continue
         if isinstance(action, Overrides) and (action.override_address or action.override_port):
-            steps.append((condition, Override()))
+            steps.append((condition, Override(index)))
         elif isinstance(action, Route | Bypass):
-            steps.append((condition, End(_outcome(action.outbound, kinds), dst)))
+            steps.append((condition, End(_outcome(action.outbound, kinds), dst, index)))
         elif isinstance(action, Reject):
-            steps.append((condition, End("drop" if action.method == "drop" else "reject", dst)))
+            steps.append((condition, End("drop" if action.method == "drop" else "reject", dst, index)))
         elif isinstance(action, HijackDNS):
-            steps.append((condition, End("hijack-dns", dst)))
+            steps.append((condition, End("hijack-dns", dst, index)))
         elif isinstance(action, Sniff):
             steps.append(
                 (condition, Look((tuple(sorted(action.protocols("tcp"))), tuple(sorted(action.protocols("udp"))))))
@@ -143,6 +146,27 @@ def settle(space: Space, program: Program, table: Mapping[int, Atom], network: s
     return _disjoint(space, reversed(out))
 
 
+def skipped(
+    space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str], outcome: str
+) -> set[int]:
+    """Rules of a program that is not settled, of which a sniff could change whether they hold, and that could so turn a
+    flow from ``outcome``. ``never`` as in ``settle``."""
+    names = {atom: False for atom, entry in table.items() if entry.kind == "name"}
+    unseen = {**names, **{atom: False for atom, entry in table.items() if entry.kind in ("protocol", "client")}}
+    found: set[int] = set()
+    named = False
+    for condition, step, tried in _reachable(space, program, table, network, never):
+        if isinstance(step, Look):
+            named = named or not NAMED_PROTOCOLS.isdisjoint(tried)
+        elif isinstance(step, End | Override):
+            blind = space.restrict(condition, unseen)
+            seen = condition if named else space.restrict(condition, names)
+            other = isinstance(step, Override) or step.outcome != outcome
+            if step.rule >= 0 and seen is not blind and (other or blind is not False):
+                found.add(step.rule)
+    return found
+
+
 def _reachable(
     space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]
 ) -> list[tuple[Expr, Step, tuple[str, ...]]]:
@@ -176,6 +200,7 @@ def _disjoint(space: Space, steps: Iterable[tuple[Expr, Step]]) -> Program:
             taken = False if isinstance(step, Look) else taken
             out.append((condition, step))
             continue
+        step = step._replace(rule=-1)
         condition, taken = space.both(condition, space.negate(taken)), space.either(taken, condition)
         if condition is False:
             continue

@@ -101,6 +101,9 @@ def test_balanced_does_not_guess_in_a_shared_prefix(house: Naming, family: int, 
         house.rules = [*RULES, {"ip_cidr": f"{net}0/{24 if family == 4 else 48}", "outbound": "direct"}]
         house.reload({"mode": "balanced", "hints": "off"})
         assert house.connect(f"{net}9", "unknown.example") == KERNEL, "by the address rule"
+        told, status = house.explain(f"{net}9", CLIENTS[family][0]), house.told()
+        assert (told["where"], told["skipped"]) == ("kernel", status["skipped"])
+        assert [rule["match"] for rule in status["skipped"]] == ["domain_suffix=far.example"]
         for site, name in enumerate(("a.example", "a.far.example", "b.example"), 1):
             house.resolve(f"{name[:2]}{number}{name[1:]}", f"{net}{site}")
         assert house.connect(f"{net}9", "unknown.example") == RELAYED

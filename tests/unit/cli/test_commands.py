@@ -9,6 +9,7 @@ import pytest
 
 from gateway import __version__
 from gateway.cli import COMMANDS, doctor, main
+from gateway.cli import status as status_command
 from gateway.config.anchor import VERSION
 from gateway.kernel import journal
 from gateway.kernel.probe import Finding
@@ -106,6 +107,27 @@ def test_doctor_on_this_host(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is (status == 0)
     assert {"name", "ok", "detail", "remedy", "needed"} <= set(report["findings"][0])
+
+
+def test_status_tells_what_a_relaxed_mode_skips(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {
+        "ok": True, "state": "running", "uptime": 1.0, "files": {"open": 1, "limit": 9}, "inbounds": [], "flows": 0,
+        "classes": [], "problems": {}, "steering": True, "mode": "fast",
+        "skipped": [{"rule": 3, "match": "domain=far.example", "action": "Route", "outbound": "vps"}],
+    }  # fmt: skip
+    monkeypatch.setattr(status_command, "conflicts", lambda: ())
+    monkeypatch.setattr(status_command, "ask", lambda folder, request: dict(answer))
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  rule 3 (Route): domain=far.example -> vps" in lines
+    assert any(line.startswith("mode fast skips") for line in lines)
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == answer["skipped"]
+    answer["skipped"] = []
+    assert main(["status"]) == 0
+    assert "skips" not in capsys.readouterr().out
 
 
 def test_repair_lets_the_living_and_the_strange_be(

@@ -52,6 +52,21 @@ def test_what_goes_into_a_lan_is_not_steered(capsys: pytest.CaptureFixture[str])
         assert (found["verdict"], found["where"]) == ("direct", "kernel")
 
 
+def test_the_mode_of_the_file_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"action": "sniff"}, {"domain": "far.example", "outbound": "proxy"},
+             {"ip_cidr": "203.0.113.0/24", "outbound": "direct"}]  # fmt: skip
+    proxy = {"type": "socks", "tag": "proxy", "server": "192.0.2.9", "server_port": 1080}
+    for mode, where, skipped in (("strict", "userspace", []), ("balanced", "kernel", [1]), ("off", "userspace", [])):
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps({
+            "outbounds": [proxy, {"type": "direct", "tag": "direct"}], "route": {"rules": rules},
+            "gateway": {"kernel": {"mode": mode}, "lans": []},
+        }))  # fmt: skip
+        assert main(["explain", "-c", str(file), "--source", "192.168.8.9", "--json", "203.0.113.7"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["where"], [one["rule"] for one in found["skipped"]]) == (where, skipped), mode
+
+
 def test_bad_questions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "-c", str(HOME), "--source", "not an address", "192.0.2.1"]) == 1
     assert main(["explain", "-c", str(HOME), "--user", "no-such-user", "192.0.2.1"]) == 1

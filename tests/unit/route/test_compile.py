@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from gateway.core.flow import Findings, Flow
 from gateway.kernel.plan import Verdict
 from gateway.route import compile as compiler
 from gateway.route.compile import Inputs, compile_rules
+from gateway.route.engine import Trace
 from gateway.route.options import parse_route
 from gateway.route.ruleset.load import load_all
 from tests.unit.route import brute
-from tests.unit.route.judge import Judge, decide
+from tests.unit.route.judge import Judge, Shown, decide, ends, verdict_of
 
 
 def test_certain_is_exact_about_sniffing() -> None:
@@ -91,6 +93,71 @@ def test_modes() -> None:
         assert look(made, "198.51.100.1", 443) == rejected, mode
         assert look(made, "192.0.2.1", 443) == "SNIFF", mode
         assert look(made, "203.0.113.1", 443, "a.example") == "USER", mode
+
+
+def test_relaxed_modes_tell_which_rules_they_skip() -> None:
+    """Only rules that a sniff could still make hold, or not hold any more, where an address rule decides."""
+    rules: Any = {"rules": [
+        {"domain": "early.example", "outbound": "vps"}, {"port": 22, "outbound": "vps"}, {"action": "sniff"},
+        {"domain": "a.example", "outbound": "vps"}, {"port": 25, "protocol": "tls", "outbound": "vps"},
+        {"domain": "b.example", "outbound": "direct"}, {"network": "udp", "protocol": "quic", "action": "reject"},
+        {"ip_cidr": "203.0.113.0/24", "outbound": "direct"}, {"domain": "c.example", "outbound": "vps"},
+        {"ip_cidr": "198.51.100.0/24", "action": "reject"}, {"ip_cidr": "192.0.2.0/24", "outbound": "vps"},
+    ]}  # fmt: skip
+
+    def flow(address: str, port: int = 443, network: Any = "tcp") -> Flow:
+        return Flow(network, "gateway", "tproxy", Address.of("192.168.8.2", 0), Address.of(address, port), "")
+
+    strict, balanced, fast = (compiled(rules, "vps2", mode) for mode in ("strict", "balanced", "fast"))
+    assert (strict.skipped, balanced.skipped, fast.skipped) == ((), (3, 6), (3, 5, 6, 8))
+    assert strict.skips(flow("203.0.113.1")) == ()
+    assert compiled(rules, "vps2", "off").skips(flow("203.0.113.1")) == ()
+    for made in (balanced, fast):
+        assert made.skips(flow("203.0.113.1")) == (3,)
+        assert made.skips(flow("203.0.113.1", network="udp")) == (3, 6)
+        assert made.skips(flow("203.0.113.1", 25)) == (), "a server-first port is never sniffed"
+        assert made.skips(flow("203.0.113.1", 22)) == ()
+        assert made.skips(flow("192.0.2.1")) == (), "in userspace nothing is skipped"
+    assert balanced.skips(flow("198.51.100.1")) == ()
+    assert fast.skips(flow("198.51.100.1")) == (3, 5, 8)
+
+
+def test_a_rule_that_a_sniff_would_undo_is_skipped_too() -> None:
+    rules: Any = {"rules": [{"action": "sniff"}, {"type": "logical", "mode": "and", "outbound": "direct", "rules": [
+        {"ip_cidr": "203.0.113.0/24"}, {"domain": "a.example", "invert": True},
+    ]}]}  # fmt: skip
+    made = compiled(rules, "vps", "balanced")
+    assert look(made, "203.0.113.1", 443) == "DIRECT"
+    assert made.skipped == (1,)
+
+
+def test_what_a_sniff_could_change_is_among_the_skipped() -> None:
+    """Of each flow that the kernel keeps by address, the first rule that fares otherwise once the flow is looked at and
+    sent elsewhere."""
+    told = 0
+    for seed in range(2000, 2120):
+        rng = random.Random(seed)
+        case = brute.configuration(rng, "fast" if seed % 2 else "balanced")
+        judge = Judge(case)
+        for key in brute.keys(rng, 10):
+            got = brute.kernel(case.compiled, replace(key, names=()))
+            if key.names or got in (Verdict.SNIFF, Verdict.USER) or key.process is not None or key.source is None:
+                continue
+            for flow in judge.flows(key):
+                skips = case.compiled.skips(flow)
+                assert set(skips) <= set(case.compiled.skipped), f"seed {seed}"
+                blind = Trace()
+                decide(case.engine, flow, Shown(), (), blind)
+                for shown in judge.shown(key, ["", *judge.names]):
+                    seen = Trace()
+                    if verdict_of({decide(case.engine, flow, shown, (), seen).outcome}) is got:
+                        continue
+                    rules = case.route.rules
+                    first = next(a[0] for a, b in zip(blind.steps, seen.steps, strict=False)
+                                 if a[1] != b[1] and ends(rules[a[0]].action))  # fmt: skip
+                    assert first in skips, f"seed {seed}: {key} {shown}\n{case.raw}"
+                    told += 1
+    assert told > 100
 
 
 def test_a_bypass_is_a_persons_own_word() -> None:

@@ -74,6 +74,39 @@ def test_a_bypass_and_what_it_overrules() -> None:
     assert asked(address=ip_address("192.0.2.1"), port=25)["rule"] == 2
 
 
+def test_what_a_relaxed_mode_skips() -> None:
+    """The kernel goes by the address; a rule that it did not wait for is told, with what it would have said."""
+    rules = parse_route({"rules": [
+        {"action": "sniff"}, {"domain": "far.example", "outbound": "vps"}, {"protocol": "quic", "action": "reject"},
+        {"ip_cidr": "203.0.113.0/24", "outbound": "direct"}, {"domain": "late.example", "outbound": "direct"},
+    ]}).rules  # fmt: skip
+
+    def asked(mode: Any, **fields: Any) -> dict[str, Any]:
+        compiled = compile_rules(rules, "vps", {}, Inputs({"direct": "direct"}, mode=mode))
+        query = Query(**{"network": "tcp", "port": 443, "source": LAN, "address": OUT, **fields})
+        return explain(Engine(rules, "vps"), compiled, query)
+
+    far = {"rule": 1, "match": "domain=far.example", "action": "Route", "outbound": "vps"}
+    found = asked("strict", shown="far.example")
+    assert (found["where"], found["rule"], found["skipped"]) == ("userspace", 1, [])
+    for mode in ("balanced", "fast"):
+        found = asked(mode)
+        assert (found["where"], found["rule"], found["skipped"], found["overruled"]) == ("kernel", 3, [far], None)
+        assert f"mode {mode}" in found["text"][-2]
+        assert found["text"][-1] == "  skipped: rule 1 (Route): domain=far.example -> vps"
+        found = asked(mode, shown="far.example")
+        assert (found["where"], found["rule"], found["outbound"], found["sniffed"]) == ("kernel", 3, "direct", False)
+        assert found["overruled"] == {"rule": 1, "action": "route", "outbound": "vps"}
+        assert "which would be for rule 1: vps" in found["text"]
+        assert [step["rule"] for step in found["steps"]] == [0, 1, 2, 3]
+        assert [one["rule"] for one in asked(mode, network="udp")["skipped"]] == [1, 2]
+        found = asked(mode, names=("far.example",), shown="far.example")
+        assert (found["where"], found["rule"], found["skipped"]) == ("userspace", 1, []), "the kernel knows the name"
+        found = asked(mode, names=("near.example",), shown="near.example")
+        assert (found["verdict"], found["rule"], found["skipped"]) == ("direct", 3, []), "and that it is another"
+        assert asked(mode, address=ip_address("192.0.2.1"))["skipped"] == [], "in userspace"
+
+
 def test_text_says_why_not() -> None:
     text = "\n".join(ask(address=OUT, shown="far.example")["text"])
     assert "ip_is_private=true: no" in text
