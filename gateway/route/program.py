@@ -49,6 +49,7 @@ class Override(NamedTuple):
     rule: int = -1
 
 
+# Tuples are equal whatever their class: no two kinds of steps may ever hold the same.
 Step = End | Look | Stay | Override
 Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}

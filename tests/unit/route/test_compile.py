@@ -183,6 +183,16 @@ def test_a_bypass_is_a_persons_own_word() -> None:
     assert look(compiled(rules), "203.0.113.1", 443) == "DIRECT", "the outbound is for userspace alone"
 
 
+def test_a_bypass_on_one_port_is_no_override_on_another() -> None:
+    """Programs that differ in nothing else are two profiles."""
+    port = [{"ip_cidr": "203.0.113.0/24", "port": 80, "action": "bypass"},
+            {"ip_cidr": "203.0.113.0/24", "port": 81, "action": "route-options", "override_port": 4444}]  # fmt: skip
+    more = [{"action": "sniff"}, {"domain": "a.example", "outbound": "vps"}]
+    for first in (port, port[::-1]):
+        made = compiled({"rules": [*first, *more]}, "vps2")
+        assert (look(made, "203.0.113.1", 80), look(made, "203.0.113.1", 81)) == ("DIRECT", "SNIFF")
+
+
 def test_a_bypass_does_not_come_before_what_certainly_ends_above() -> None:
     """Every name is refused: the one below ``example`` by the first rule, all the others by the second."""
     rules: Any = {"rules": [
