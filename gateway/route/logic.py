@@ -30,6 +30,9 @@ class Space:
         self._nodes: dict[tuple[int, Expr, Expr], Node] = {}
         self._chosen: dict[tuple[Expr, Expr, Expr], Expr] = {}
 
+    def __len__(self) -> int:
+        return len(self._nodes)
+
     def _node(self, atom: int, yes: Expr, no: Expr) -> Expr:
         if yes is no:
             return yes

@@ -6,7 +6,7 @@ source, port and address; ``Search`` then runs it over every completion of what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gateway.kernel.plan import Verdict
@@ -20,6 +20,9 @@ from gateway.route.options import RouteRule
 Kind = Literal["direct", "block", "proxy"]
 MOST_SPLITS = 3000
 """Branches of one search; beyond, the verdict is SNIFF."""
+MOST_NODES = 200_000
+"""Of one space; where there are more a program stays as the rules are, and shares no profile with one that only looks
+different. An alternative of pairs whose first halves were all asked before is two to the power of their number big."""
 
 
 class End(NamedTuple):
@@ -132,7 +135,8 @@ def stays(program: Program, owners: frozenset[int], outcomes: Callable[[Program]
 
 def settle(space: Space, program: Program, table: Mapping[int, Atom], network: str, never: frozenset[str]) -> Program:
     """Brings a program into one form: each sniff says what it can find that a later rule asks for (or is dropped), and
-    between sniffs each end has its own, disjoint condition. ``never``: protocols that cannot be found on this port."""
+    between sniffs each end has its own, disjoint condition, as far as there is room (``MOST_NODES``). ``never``:
+    protocols that cannot be found on this port."""
     reachable = _reachable(space, program, table, network, never)
     later: set[int] = set()
     out: list[tuple[Expr, Step]] = []
@@ -144,7 +148,7 @@ def settle(space: Space, program: Program, table: Mapping[int, Atom], network: s
             step = Look(((), ()), found)
         out.append((condition, step))
         later |= atoms(condition)
-    return _disjoint(space, reversed(out))
+    return _disjoint(space, out[::-1])
 
 
 def skipped(
@@ -193,15 +197,17 @@ def _reachable(
     return out
 
 
-def _disjoint(space: Space, steps: Iterable[tuple[Expr, Step]]) -> Program:
+def _disjoint(space: Space, steps: Sequence[tuple[Expr, Step]]) -> Program:
     out: list[tuple[Expr, Step]] = []
     taken: Expr = False
     for condition, step in steps:
+        if len(space) > MOST_NODES:
+            return tuple((condition, _plain(step)) for condition, step in steps)
         if isinstance(step, Look | Stay):
             taken = False if isinstance(step, Look) else taken
             out.append((condition, step))
             continue
-        step = step._replace(rule=-1)
+        step = _plain(step)
         condition, taken = space.both(condition, space.negate(taken)), space.either(taken, condition)
         if condition is False:
             continue
@@ -217,6 +223,11 @@ def _disjoint(space: Space, steps: Iterable[tuple[Expr, Step]]) -> Program:
         if taken is True:
             break
     return tuple(out)
+
+
+def _plain(step: Step) -> Step:
+    """Of whichever rule."""
+    return step._replace(rule=-1) if isinstance(step, End | Override) else step
 
 
 def _finding(name: str, later: set[int], table: Mapping[int, Atom]) -> tuple[frozenset[int], bool, bool]:

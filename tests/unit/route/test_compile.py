@@ -14,6 +14,7 @@ from gateway.core.address import Address
 from gateway.core.flow import Findings, Flow
 from gateway.kernel.plan import Verdict
 from gateway.route import compile as compiler
+from gateway.route import program
 from gateway.route.compile import Inputs, compile_rules
 from gateway.route.engine import Trace
 from gateway.route.options import parse_route
@@ -209,6 +210,22 @@ def test_every_source_is_no_question_of_a_socket() -> None:
     made, (four, six) = compiled(rules, "vps"), map(ip_address, ("192.0.2.1", "2001:db8::1"))
     assert made.lookup("tcp", 443, 4, int(four), socket=0)[1] is Verdict.DIRECT
     assert made.lookup("tcp", 443, 6, int(six), socket=0)[1] is Verdict.USER
+
+
+def test_rules_that_no_order_of_questions_makes_small() -> None:
+    """Of each of many users first one thing and then another: 2 ** 26 combinations."""
+    users = range(1000, 1026)
+    rules = {"rules": [
+        {"action": "sniff"}, *({"user_id": user, "port": 26, "action": "reject"} for user in users),
+        *({"user_id": user, "domain": f"d{user}.example", "outbound": "vps"} for user in users),
+    ]}  # fmt: skip
+    made = compiled(rules)
+    assert len(made._compiler.space) < 4 * program.MOST_NODES
+    assert look(made, "203.0.113.1", 443, "d1000.example") == "DIRECT", "no user of this host"
+    ip = int(ip_address("203.0.113.1"))
+    for name, port, verdict in (("d1000.example", 443, "SNIFF"), ("other.example", 443, "DIRECT"), ("", 26, "SNIFF")):
+        found = made.lookup("tcp", port, 4, ip, socket=30, names=(name,) if name else ())
+        assert found[1].name == verdict, (name, port)
 
 
 def test_two_proxies_are_uncertain_one_is_not() -> None:
