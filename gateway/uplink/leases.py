@@ -14,6 +14,7 @@ import csv
 import io
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ PLACES = (
 )  # fmt: skip
 """Where the files are on Debian, OpenWrt and others."""
 LOGINS = 1000
-"""Owners from this uid on are not believed at those places: anybody may write to /tmp."""
+"""Owners from this uid on (of a file, of a link to it) are not believed at those places: anybody may write to /tmp."""
 MOST_BYTES = 4 << 20
 """Of one file; the rest is not read."""
 MOST = 65536
@@ -36,7 +37,10 @@ MOST = 65536
 PAUSE = 1.0
 """Seconds between two looks at the files."""
 MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-ISC_LEASE = re.compile(r"^lease ([0-9.]+) \{(.*?)^\}", re.M | re.S)
+SECONDS = re.compile(r"-?[0-9]{1,19}")
+ISC_LEASE = re.compile(r"lease ([0-9.]+) \{")
+ISC_SAID = re.compile(r'\s*([a-z][a-z -]{0,40}) (?:"((?:[^"\\]|\\.)*)"|([^";]*));')
+"""A client names itself: what it says is text to its closing quote, semicolons and all."""
 
 
 class Lease(NamedTuple):
@@ -49,45 +53,75 @@ class Lease(NamedTuple):
     expiry: int = 0
 
 
+Record = tuple[str, Lease | None]
+"""An address, and its lease; None where it is nobody's, or nobody knows whose."""
+
+
 def parse(text: str) -> list[Lease]:
-    """What a lease file says, in its order; lines that make no sense are passed over. Released leases are left out."""
+    """What a lease file says, in its order; lines that make no sense are passed over, and so is a last one without its
+    end, which is still being written. Of an address the last lease counts; released leases are left out."""
+    text = text[: text.rfind("\n") + 1]
     if text.startswith("address,hwaddr"):
-        return list(_kea(text))
-    if ISC_LEASE.search(text):
-        return list(_isc(text))
-    return list(_lines(text))
+        found = _kea(text)
+    elif text.startswith("lease ") or "\nlease " in text:
+        found = _isc(text)
+    else:
+        found = _lines(text)
+    leases: dict[str, Lease | None] = {}
+    for address, lease in found:
+        leases.pop(address, None)
+        leases[address] = lease
+    return [lease for lease in leases.values() if lease is not None]
 
 
-def _lines(text: str) -> Iterator[Lease]:
-    for line in text.splitlines():
+def _lines(text: str) -> Iterator[Record]:
+    for line in text.split("\n"):
         match line.split():
             case ["#", _, hardware, "ipv4", name, expiry, _, _, address, *_]:
                 mac = ":".join(re.findall("..", hardware.lower()))
-                yield from _lease(mac, address.partition("/")[0], "" if name == "-" else name, expiry)
+                found = _record(mac, address.partition("/")[0], "" if name == "-" else name, expiry)
             case [expiry, mac, address, name, *_]:
-                yield from _lease(mac.lower(), address, "" if name == "*" else name, expiry)
+                found = _record(mac.lower(), address, "" if name == "*" else name, expiry)
+            case _:
+                continue
+        if found[1] is not None:
+            yield found
 
 
-def _lease(mac: str, address: str, name: str, expiry: str) -> Iterator[Lease]:
-    if MAC.fullmatch(mac) and expiry.removeprefix("-").isdecimal():
-        yield Lease(mac, address, name.lower(), max(0, int(expiry)))
+def _record(mac: str, address: str, name: str, expiry: str) -> Record:
+    sound = MAC.fullmatch(mac) and SECONDS.fullmatch(expiry)
+    return address, Lease(mac, address, name.lower(), max(0, int(expiry))) if sound else None
 
 
-def _isc(text: str) -> Iterator[Lease]:
-    for address, body in ISC_LEASE.findall(text):
-        said = {}
-        for line in body.split(";"):
-            key, _, value = line.strip().rpartition(" ")
-            said[key] = value.strip('"')
-        if said.get("binding state", "active") == "active":
-            yield from _lease(said.get("hardware ethernet", "").lower(), address, said.get("client-hostname", ""), "0")
+def _isc(text: str) -> Iterator[Record]:
+    address, said = "", dict[str, str]()
+    for line in text.split("\n"):
+        if head := ISC_LEASE.match(line):
+            address, said = head[1], {}
+        elif line.startswith("}") and address:
+            active = said.get("binding state", "active") == "active"
+            mac, name = said.get("hardware ethernet", "").lower(), said.get("client-hostname", "")
+            yield _record(mac, address, name, "0") if active else (address, None)
+            address = ""
+        elif found := ISC_SAID.match(line):
+            said[found[1]] = found[2] if found[2] is not None else found[3]
 
 
-def _kea(text: str) -> Iterator[Lease]:
-    for row in csv.DictReader(io.StringIO(text)):
+def _kea(text: str) -> Iterator[Record]:
+    # Kea reads no quotes either.
+    for row in csv.DictReader(io.StringIO(text), quoting=csv.QUOTE_NONE):
         name = (row.get("hostname") or "").rstrip(".")
-        if row.get("state") == "0":
-            yield from _lease((row.get("hwaddr") or "").lower(), row["address"], name, row.get("expire") or "")
+        mac, address = (row.get("hwaddr") or "").lower(), row["address"]
+        held = row.get("state") == "0" and row.get("valid_lifetime") != "0"
+        yield _record(mac, address, name, row.get("expire") or "") if held else (address, None)
+
+
+def _believed(path: Path, status: os.stat_result) -> bool:
+    return status.st_uid < LOGINS or str(path) not in PLACES
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 class LeaseFiles:
@@ -130,13 +164,14 @@ class LeaseFiles:
         changed = not self._names
         for path, (before, _) in self._files.items():
             try:
-                status = os.stat(path)
-                if status.st_uid >= LOGINS and str(path) in PLACES:
+                if not _believed(path, os.lstat(path)):
                     continue
-                seen: object = (status.st_ino, status.st_mtime_ns, status.st_size)
-                if seen == before:
-                    continue
-                with open(path, errors="replace") as file:
+                # What is no file might keep us waiting, also in being opened.
+                with open(path, errors="replace", opener=_opener) as file:
+                    status = os.fstat(file.fileno())
+                    seen: object = (status.st_ino, status.st_mtime_ns, status.st_size)
+                    if seen == before or not stat.S_ISREG(status.st_mode) or not _believed(path, status):
+                        continue
                     found = parse(file.read(MOST_BYTES))[-MOST:]
             except (OSError, csv.Error):
                 seen, found = None, []

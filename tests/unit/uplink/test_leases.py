@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -49,6 +50,39 @@ def test_formats(text: str, expected: list[Lease]) -> None:
     assert parse(text) == expected
 
 
+ISC = "lease 192.0.2.10 {{\n  binding state {state};\n  hardware ethernet {mac};\n  client-hostname {name};\n}}\n"
+KEA = "address,hwaddr,client_id,valid_lifetime,expire,subnet_id,fqdn_fwd,fqdn_rev,hostname,state,user_context\n"
+
+
+@pytest.mark.parametrize(
+    "name", [f"x; hardware ethernet {TV}", "x; binding state free", '\\"; hardware ethernet ' + TV]
+)
+def test_what_a_client_calls_itself_is_a_name_alone(name: str) -> None:
+    (lease,) = parse(ISC.format(state="active", mac=PHONE, name=f'"{name}"'))
+    assert (lease.mac, lease.hostname) == (PHONE, name.lower())
+    rows = f'192.0.2.10,{PHONE},,9,1764140000,1,0,0,"x,0,\n192.0.2.11,{TV},,9,1764140000,1,0,0,tv.,0,\n'
+    assert [one.hostname for one in parse(KEA + rows)] == ['"x', "tv"], "a quote hides nobody"
+
+
+def test_of_a_log_the_last_lease_counts() -> None:
+    first, second = (ISC.format(state="active", mac=mac, name='"a"') for mac in (PHONE, TV))
+    assert [one.mac for one in parse(first + second)] == [TV]
+    assert parse(first + ISC.format(state="free", mac=PHONE, name='"a"')) == []
+    kea = [f"192.0.2.10,{PHONE},,{life},1764140000,1,0,0,phone.,{state},\n" for life, state in ((9, 0), (0, 0), (9, 2))]
+    assert len(parse(KEA + kea[0])) == 1
+    assert parse(KEA + kea[0] + kea[1]) == parse(KEA + kea[0] + kea[2]) == []
+
+
+def test_what_is_no_sound_line() -> None:
+    """Half a line of a server that is writing; more digits than Python reads; leases that never end."""
+    whole = f"0 {PHONE} 192.0.2.10 phone *\n"
+    assert [one.hostname for one in parse(whole + f"0 {TV} 192.0.2.11 tv-of-an")] == ["phone"]
+    assert [one.hostname for one in parse(f"{'9' * 5000} {TV} 192.0.2.11 tv *\n" + whole)] == ["phone"]
+    began = time.monotonic()
+    assert parse("lease 192.0.2.10 {\n" * 50_000 + "a a " * 100_000 + "\n") == []
+    assert time.monotonic() - began < 5
+
+
 def looked(files: LeaseFiles) -> dict[str, str]:
     files._looked = 0.0
     return dict(files.hostnames())
@@ -92,3 +126,20 @@ def test_at_the_usual_places_a_login_is_not_believed(tmp_path: Path, monkeypatch
     files = LeaseFiles()
     files.use([path], {})
     assert looked(files) == {}
+    os.chown(path, 0, -1)
+    assert looked(files) == {PHONE: "phone"}
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    monkeypatch.setattr(leases, "PLACES", (str(link),))
+    for owner, names in ((leases.LOGINS, {}), (0, {PHONE: "phone"})):
+        os.chown(link, owner, -1, follow_symlinks=False)
+        files = LeaseFiles()
+        files.use([link], {})
+        assert looked(files) == names
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    files = LeaseFiles()
+    files.use([tmp_path / "fifo", tmp_path], {TV: "tv"})
+    assert looked(files) == {TV: "tv"}
