@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,17 +31,26 @@ from gateway.uplink import watch
 
 ANSWER = 3.0
 """Seconds in which a gateway that does its work says so."""
+LONGEST = 3600
+"""Seconds that may be listened."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument(
-        "--listen", type=float, default=watch.LISTENING, metavar="SECONDS",
+        "--listen", type=_seconds, default=watch.LISTENING, metavar="SECONDS",
         help="how long to listen on the LANs of a gateway that runs (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--repair", action="store_true", help="undo what dead gateways left on this host, every instance"
     )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"seconds are 0 to {LONGEST}, not {text}")
+    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,7 +86,19 @@ def _lans(folder: Path) -> list[str]:
 
 
 def instances(run: Path) -> Iterator[Finding]:
-    """Gateways of this network namespace: those that run, those that hang, and what stands of those that are gone."""
+    """Gateways of this network namespace: those that run, those that hang, and what stands of those that are gone.
+    Never raises."""
+    try:
+        yield from _instances(run)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        yield Finding("instances", False, f"could not be looked at: {error}", _as_root(error), needed=False)
+
+
+def _as_root(error: Exception) -> str:
+    return "run as root" if isinstance(error, PermissionError) or os.geteuid() else ""
+
+
+def _instances(run: Path) -> Iterator[Finding]:
     folders = sorted(run.iterdir()) if run.is_dir() else ()
     here = [folder for folder in folders if journal.place(folder / "undo.jsonl") == "here"]
     for folder in here:
@@ -103,7 +125,7 @@ def instances(run: Path) -> Iterator[Finding]:
 
 def repair(run: Path, as_json: bool = False) -> int:
     """Undo what the dead instances in ``run`` left; those that run, or belong to another network namespace, are let
-    be. 1 where something could not be undone."""
+    be. 1 where something could not be undone. Raises GatewayError where it may not read of them."""
     done: dict[str, str] = {}
     failed: list[str] = []
     for folder in sorted(run.iterdir()) if run.is_dir() else ():
@@ -112,7 +134,10 @@ def repair(run: Path, as_json: bool = False) -> int:
             continue
         if not (folder / "undo.jsonl").exists():
             continue
-        where = journal.place(folder / "undo.jsonl")
+        try:
+            where = journal.place(folder / "undo.jsonl")
+        except PermissionError as error:
+            raise GatewayError(f"{error}: run as root") from None
         if where == "elsewhere":
             done[folder.name] = "of another network namespace: let be"
         elif where == "gone":

@@ -11,6 +11,7 @@ import sys
 import time
 
 from gateway.cli import instance
+from gateway.core.errors import GatewayError
 from gateway.host import down
 from gateway.kernel import journal
 from gateway.service.claim import Claimed
@@ -29,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """1 where something could not be undone."""
     folder, _ = instance.folders(arguments)
-    if journal.place(folder / "undo.jsonl") == "elsewhere":
+    try:
+        place = journal.place(folder / "undo.jsonl")
+    except PermissionError as error:
+        raise GatewayError(f"{error}: run as root") from None
+    if place == "elsewhere":
         print("gateway down: this instance is of another network namespace: say it there", file=sys.stderr)
         return 1
     late = time.monotonic() + STOP

@@ -66,10 +66,12 @@ class Journal:
 
 def place(path: Path) -> Literal["here", "elsewhere", "gone"]:
     """What a journal describes: this boot and namespace, another namespace of this boot, or a state that is no more (an
-    earlier boot; a journal that is absent or torn in its head)."""
+    earlier boot; a journal that is absent or torn in its head). Raises PermissionError: it is root's."""
     try:
         with path.open(encoding="utf-8") as file:
             found = json.loads(file.readline())
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return "gone"
     here = head()

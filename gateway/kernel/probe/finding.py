@@ -37,7 +37,7 @@ def answer(program: str, *words: str) -> Any:
     path = tool(program)
     if path is None:
         return None
-    done = subprocess.run([path, *words], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    done = subprocess.run([path, *words], capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=True)
     return json.loads(done.stdout or "[]")
 
 

@@ -25,7 +25,12 @@ def ip_rules() -> Iterator[Finding]:
         found += [(family, rule) for rule in rules if overlaps(rule)]
         early += [(family, rule) for rule in rules if precedes(rule)]
     detail = "; ".join(f"{family} priority {rule.get('priority')} fwmark {rule['fwmark']}" for family, rule in found)
-    remedy = "; ".join(f"ip {family} rule del priority {rule.get('priority')}" for family, rule in found)
+    # Of several with one priority the first would go.
+    remedy = "; ".join(
+        f"ip {family} rule del priority {rule.get('priority')} "
+        f"fwmark {rule['fwmark']}/{rule.get('fwmask', '0xffffffff')}"
+        for family, rule in found
+    )
     yield Finding("ip-rules", not found, detail and f"{detail}: bits 24-31 are the gateway's", remedy)
     detail = "; ".join(f"{family} priority {rule['priority']}" for family, rule in early)
     if detail:

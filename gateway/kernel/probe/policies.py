@@ -110,7 +110,7 @@ def _lines(place: Place, where: Place, passage: Passage) -> list[str]:
     program = "iptables" if where[0] == "ip" else "ip6tables"
     path = tool(program)
     if not managed(place) or path is None:
-        return [f"nft insert rule {named(where)} '{passage.text} accept'"]
+        return [f"nft insert rule {named(where)} {shlex.quote(f'{passage.text} accept')}"]
     table = "" if where[1] == "filter" else f"-t {where[1]} "
     rules = [f"{where[2]} {options} -j ACCEPT" for options in passage.options]
     return [f"{program} {table}-I {rule}" for rule in rules if not _has(path, f"{table}-C {rule}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def rp_filter(ruleset: Ruleset) -> Iterator[Finding]:
 
 
 def _loose(name: str) -> str:
-    return f"sysctl -w net/ipv4/conf/{name}/rp_filter=2"
+    return shlex.join(["sysctl", "-w", f"net/ipv4/conf/{name}/rp_filter=2"])
 
 
 def bridged(ruleset: Ruleset) -> Iterator[Finding]:
@@ -48,9 +49,10 @@ def bridged(ruleset: Ruleset) -> Iterator[Finding]:
         name, flag = f"bridge-nf-call-{family}", f"nf_call_{family}"
         every = parameter(f"net/bridge/{name}") == "1"
         hurt = [one for one in lans if every or own[one].get(flag)]
-        lines = [f"ip link set {one} type bridge {flag} 0" for one in hurt if own[one].get(flag)]
+        lines = [f"ip link set {shlex.quote(one)} type bridge {flag} 0" for one in hurt if own[one].get(flag)]
         if hurt and every:
-            lines += [f"ip link set {one} type bridge {flag} 1" for one in sorted(own.keys() - set(lans))]
+            others = map(shlex.quote, sorted(own.keys() - set(lans)))
+            lines += [f"ip link set {one} type bridge {flag} 1" for one in others]
             lines.append(f"sysctl -w net/bridge/{name}=0")
         detail = f"frames on {', '.join(hurt)} pass the IP hooks inside the bridge: no tproxy there" if hurt else ""
         yield Finding(name, not hurt, detail, "; ".join(lines))

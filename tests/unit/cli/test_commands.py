@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from gateway import __version__
-from gateway.cli import COMMANDS, doctor, main
+from gateway.cli import COMMANDS, doctor, instance, main
 from gateway.cli import status as status_command
 from gateway.config.anchor import VERSION
+from gateway.core.errors import GatewayError
 from gateway.kernel import journal
 from gateway.kernel.probe import Finding
 
@@ -99,6 +101,42 @@ def test_doctor_names_what_is_missing(
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is (status == 0)
     assert [item["name"] for item in report["findings"]] == [finding.name for finding in findings]
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e300", "soon"])
+def test_doctor_listens_for_seconds(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", f"--listen={seconds}"])
+    assert ended.value.code == 2
+    assert "--listen" in capsys.readouterr().err
+
+
+def test_doctor_says_what_it_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As somebody who is not root."""
+
+    def refused(*words: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied", "undo.jsonl")
+
+    def failed() -> list[str]:
+        raise subprocess.CalledProcessError(1, "nft")
+
+    monkeypatch.setattr(doctor, "standing", failed)
+    (found,) = doctor.instances(tmp_path)
+    assert (found.name, found.ok) == ("instances", False)
+    (tmp_path / "lives").mkdir()
+    (tmp_path / "lives" / "undo.jsonl").write_text(json.dumps(journal.head()) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        (found,) = doctor.instances(tmp_path)
+        assert (found.ok, found.remedy) == (False, "run as root")
+        with pytest.raises(GatewayError, match="run as root"):
+            doctor.repair(tmp_path)
+        monkeypatch.setattr(instance, "folders", lambda arguments: (tmp_path / "lives", tmp_path))
+        assert main(["down"]) == 1
+    assert "run as root" in capsys.readouterr().err
+    assert (tmp_path / "lives" / "undo.jsonl").exists()
 
 
 def test_doctor_on_this_host(capsys: pytest.CaptureFixture[str]) -> None:

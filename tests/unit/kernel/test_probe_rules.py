@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 
 from gateway.kernel import mark
-from gateway.kernel.probe import diversions, limits, marks, neighbours, policies
+from gateway.kernel.probe import diversions, limits, marks, neighbours, policies, settings
 from gateway.kernel.probe.ruleset import parse
 
 ACCEPT, DROP = {"accept": None}, {"drop": None}
@@ -209,6 +210,19 @@ def test_iptables_writes_marks_too(words: str, hurts: bool) -> None:
 @pytest.mark.parametrize(("priority", "early"), [(0, False), (100, True), (mark.RULE_PRIORITY, False), (1001, False)])
 def test_ip_rules_that_come_before_ours(priority: int, early: bool) -> None:
     assert marks.precedes({"priority": priority}) is early
+
+
+def test_lines_for_a_shell_are_quoted_and_name_one_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = {"priority": 90, "fwmark": "0x1000000", "fwmask": "0xff000000", "table": "7"}
+    monkeypatch.setattr(marks, "answer", lambda *words: [foreign] if "-4" in words else [])
+    found = next(marks.ip_rules())
+    assert found.remedy == "ip -4 rule del priority 90 fwmark 0x1000000/0xff000000"
+    assert settings._loose("eth0.10") == "sysctl -w net/ipv4/conf/eth0.10/rp_filter=2"
+    dropped = policies.dropping(parse([chain("forward")], ("a;b'c",)))
+    lines = [line for place, where, passage in dropped for line in policies._lines(place, where, passage)]
+    for line in (settings._loose("a;b'c"), *lines):
+        assert sum("a;b'c" in word for word in shlex.split(line, posix=True)) == 1, line
+    assert lines
 
 
 def test_neighbours_are_known_by_name() -> None:
