@@ -11,14 +11,15 @@ import msgspec
 from gateway.config.fields import Duration, Prefix
 from gateway.config.shared import Options
 
-INTERFACE = re.compile(r"[^\s/:,\"']{1,15}")
+INTERFACE = re.compile(rb"[^\s/:,\"'*\\]{1,15}")
+"""IFNAMSIZ of linux/if.h is 16 with the closing zero; a star would be a pattern to nftables."""
 HEX = re.compile(r"(?:[0-9a-fA-F]{2}:?)+")
 LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 MAC = re.compile(r"(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 
 
 def _interface(name: str) -> None:
-    if not INTERFACE.fullmatch(name) or name in (".", ".."):
+    if not INTERFACE.fullmatch(name.encode()) or name in (".", ".."):
         raise ValueError(f'"{name}" is not an interface name')
 
 

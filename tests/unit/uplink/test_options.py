@@ -45,6 +45,8 @@ def lan(**fields: Any) -> LanOptions:
         ({"dhcp4": {}, "interface": "a/b"}, "interface name"),
         ({"dhcp4": {}, "interface": ".."}, "interface name"),
         ({"dhcp4": {}, "interface": "0123456789abcdef"}, "interface name"),
+        ({"dhcp4": {}, "interface": "éééééééé"}, "interface name"),
+        ({"dhcp4": {}, "interface": "eth*"}, "interface name"),
     ],
 )
 def test_refused_uplink(fields: dict[str, Any], message: str) -> None:
