@@ -6,6 +6,7 @@ Request ``{"command": NAME, ...}``; answer ``{"ok": true, ...}`` or ``{"ok": fal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -27,6 +28,8 @@ PATIENCE = 10.0
 
 CREDENTIALS = struct.Struct("iII")
 """``struct ucred`` of SO_PEERCRED (unix(7)): process, user, group."""
+LISTENS = 0x10000
+"""__SO_ACCEPTCON of linux/net.h, in the flags of /proc/net/unix."""
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -86,12 +89,27 @@ def listener(path: Path) -> int:
     """The process that listens at ``path``, whether it answers or hangs; 0 where we cannot see it (another PID
     namespace), -1 where there is none."""
     with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
         try:
             sock.connect(str(path))
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        except BlockingIOError:
+            return _holder(path)  # it hangs, and many have asked it already
         except OSError:
             return -1
     return int(CREDENTIALS.unpack(credentials)[0])
+
+
+def _holder(path: Path) -> int:
+    """The process that has the socket at ``path`` open, 0 where we see none. proc(5), /proc/net/unix."""
+    rows = [row.split(maxsplit=7) for row in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]]
+    sockets = {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(path)] and int(row[3], 16) & LISTENS}
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            folder = f"/proc/{process}/fd"
+            if any(os.readlink(f"{folder}/{number}") in sockets for number in os.listdir(folder)):
+                return int(process)
+    return 0
 
 
 def alive(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from gateway.config.anchor import VERSION
 from gateway.core.errors import GatewayError
 from gateway.kernel import journal
 from gateway.kernel.probe import Finding
+from gateway.service.control import listener
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 LOG = '{"log": {"level": "info"}, /* one */ "outbounds": [{"type": "direct", "tag": "a"},]}'
@@ -137,6 +140,18 @@ def test_doctor_says_what_it_may_not_read(
         assert main(["down"]) == 1
     assert "run as root" in capsys.readouterr().err
     assert (tmp_path / "lives" / "undo.jsonl").exists()
+
+
+def test_one_that_hangs_is_found_however_often_it_was_asked(tmp_path: Path) -> None:
+    """Each question waits in its queue until that is full."""
+    path = tmp_path / "control.sock"
+    assert listener(path) == -1
+    with socket.socket(socket.AF_UNIX) as hangs:
+        hangs.bind(str(path))
+        assert listener(path) == -1
+        hangs.listen(1)
+        assert [listener(path) for _ in range(5)] == [os.getpid()] * 5
+    assert listener(path) == -1
 
 
 def test_doctor_on_this_host(capsys: pytest.CaptureFixture[str]) -> None:
