@@ -46,7 +46,7 @@ def _by_rules() -> Iterator[Finding]:
     ruleset = Ruleset()
     try:
         ruleset = read()
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError, LookupError, TypeError) as error:
         yield Finding("rules", False, f"could not be looked at: {error}")
     for look in BY_RULES:
         yield from _guarded(look.__name__, partial(look, ruleset))
@@ -62,3 +62,5 @@ def _guarded(name: str, look: Look) -> Iterator[Finding]:
         yield from look()
     except (OSError, KernelError, ValueError, subprocess.SubprocessError) as error:
         yield Finding(name.replace("_", "-"), False, f"could not be looked at: {error}")
+    except (LookupError, TypeError, AttributeError) as error:  # a listing of a shape that we do not know
+        yield Finding(name.replace("_", "-"), False, f"could not be looked at: {error!r}")

@@ -28,7 +28,7 @@ def foreign_chains(ruleset: Ruleset) -> Iterator[Finding]:
 
 
 def diverting(ruleset: Ruleset) -> list[tuple[Place, dict[str, Any], Any]]:
-    """Each foreign rule with a tproxy or redirect, and its port (None: that of the packet)."""
+    """Each foreign rule with a tproxy or redirect, and its port (None: that of the packet; text: one of several)."""
     return [(place, rule, port) for place, rule in ruleset.foreign() for port in _diverted(rule)]
 
 
@@ -36,7 +36,16 @@ def _diverted(rule: dict[str, Any]) -> Iterator[Any]:
     for statement in rule.get("expr", []):
         for key in ("tproxy", "redirect"):
             if isinstance(statement, dict) and key in statement:
-                yield (statement[key] or {}).get("port")
+                yield _port((statement[key] or {}).get("port"))
+
+
+def _port(value: Any) -> int | str | None:
+    match value:
+        case None | int():
+            return value
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+    return "by a map"
 
 
 def earlier_hooks(ruleset: Ruleset) -> Iterator[Finding]:

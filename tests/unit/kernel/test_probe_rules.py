@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.kernel import mark
+from gateway.kernel import mark, probe
 from gateway.kernel.probe import diversions, limits, marks, neighbours, policies, settings
 from gateway.kernel.probe.ruleset import parse
 
@@ -139,6 +139,19 @@ def test_diversions_by_others() -> None:
                                         ("other c handle 7", "nat c handle 8", "nat c handle 9")]  # fmt: skip
     (found,) = diversions.foreign_chains(parse(listed[:3]))
     assert found.ok
+    ports = [{"range": [8000, 8010]}, {"map": {"key": {}, "data": {"set": [[80, 8080]]}}}]
+    listed = [rule("c", {"redirect": {"port": port}}, handle=at) for at, port in enumerate(ports)]
+    (found,) = diversions.foreign_chains(parse(listed))
+    assert found.detail.startswith("inet a c handle 0 to port 8000-8010, inet a c handle 1 to port by a map: ")
+
+
+def test_a_listing_of_another_shape_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {"rule": {**rule("c")["rule"], "expr": 5}}
+    monkeypatch.setattr(probe, "read", lambda: parse([odd]))
+    found = {one.name: one for one in probe.conflicts()}
+    assert "could not be looked at" in found["foreign-marks"].detail
+    monkeypatch.setattr(probe, "read", lambda: parse([{"table": {}}]))
+    assert "could not be looked at" in {one.name: one for one in probe.conflicts()}["rules"].detail
 
 
 @pytest.mark.parametrize(
