@@ -76,6 +76,8 @@ def predict(
             "profile": None,
             "verdict": "direct",
             "where": "kernel",
+            "overruled": None,
+            "skipped": [],
         }
         found["text"] = [found["text"][0], "in the kernel: what goes into a LAN is not steered, whatever the rules say"]
     return found
@@ -83,7 +85,7 @@ def predict(
 
 def _device(request: dict[str, Any]) -> Device:
     mac, interface, hostname = (str(request.get(key, "")) for key in ("mac", "interface", "hostname"))
-    return Device(mac.lower(), interface, hostname.lower())
+    return Device(mac.lower().replace("-", ":"), interface, hostname.lower())
 
 
 def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,29 @@ def test_the_mode_of_the_file_counts(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert (found["where"], [one["rule"] for one in found["skipped"]]) == (where, skipped), mode
 
 
+def test_what_goes_into_a_lan_skips_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"action": "sniff"}, {"domain": "far.example", "action": "reject"},
+             {"ip_cidr": "192.168.0.0/16", "outbound": "direct"}]  # fmt: skip
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({
+        "outbounds": [{"type": "direct", "tag": "direct"}], "route": {"rules": rules},
+        "gateway": {"kernel": {"mode": "fast"}, "lans": [{"interface": "lan", "address": ["192.168.8.1/24"]}]},
+    }))  # fmt: skip
+    for address, skipped in (("192.168.9.7", 1), ("192.168.8.7", 0)):
+        assert main(["explain", "-c", str(file), "--source", "192.168.8.9", "--json", address]) == 0
+        assert len(json.loads(capsys.readouterr().out)["skipped"]) == skipped
+
+
+def test_a_hardware_address_is_taken_as_rules_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    rules = [{"source_mac_address": "00-53-00-AB-00-01", "action": "reject"}]
+    file.write_text(json.dumps({"outbounds": [{"type": "direct", "tag": "direct"}], "route": {"rules": rules}}))
+    for mac in ("00:53:00:ab:00:01", "00-53-00-AB-00-01"):
+        words = ["explain", "-c", str(file), "--source", "192.168.8.9", "--mac", mac, "--json", "203.0.113.7"]
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["verdict"] == "reject"
+
+
 def test_bad_questions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "-c", str(HOME), "--source", "not an address", "192.0.2.1"]) == 1
     assert main(["explain", "-c", str(HOME), "--user", "no-such-user", "192.0.2.1"]) == 1
