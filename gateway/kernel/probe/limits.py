@@ -12,7 +12,7 @@ CONNECTIONS = 16384
 """A table of fewer is small for a home."""
 FULL = 0.8
 """Of what there is: where the rest goes too, what is new is dropped."""
-REMEDY = f"ulimit -n {WANTED} (systemd: LimitNOFILE={WANTED})"
+REMEDY = f"ulimit -n {WANTED} # systemd: LimitNOFILE={WANTED}"
 MAY_RAISE = 24  # CAP_SYS_RESOURCE, linux/capability.h
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from typing import Any
 
 import pytest
@@ -271,4 +272,5 @@ def test_room_for_files(hard: int, most: int, may: bool, ok: bool) -> None:
     found = limits.files(hard, most, may)
     assert found.ok is ok
     assert ("LimitNOFILE=65536" in found.remedy) is not ok
+    assert not subprocess.run(["sh", "-n", "-c", found.remedy]).returncode, "a line for a shell"
     assert ("fs.nr_open" in found.remedy) is (most < 65536)
