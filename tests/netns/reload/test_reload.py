@@ -232,7 +232,7 @@ def test_what_is_refused_changes_nothing(stage: Turned) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_quic_that_a_sniff_found_direct_goes_home(stage: Turned, family: int) -> None:
+def test_t12_quic_that_a_sniff_found_direct_goes_back_to_the_kernel(stage: Turned, family: int) -> None:
     site = stage.home.sites[5]
     name = site.names[1]  # nobody resolved it, so that only the sniffer can know
     address = site.ipv4 if family == 4 else site.ipv6
