@@ -48,6 +48,8 @@ def _by_rules() -> Iterator[Finding]:
         ruleset = read()
     except (OSError, ValueError, subprocess.SubprocessError, LookupError, TypeError) as error:
         yield Finding("rules", False, f"could not be looked at: {error}")
+    for table in ruleset.unread:
+        yield Finding("rules", False, f"table {' '.join(table)}: this nft breaks off its list as JSON", needed=False)
     for look in BY_RULES:
         yield from _guarded(look.__name__, partial(look, ruleset))
 

@@ -32,13 +32,19 @@ def tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=PATH)
 
 
-def answer(program: str, *words: str) -> Any:
-    """What a program prints as JSON; None where it is not installed. Raises OSError, SubprocessError, ValueError."""
+def text(program: str, *words: str) -> str:
+    """What a program prints; "" where it is not installed. Raises OSError, SubprocessError."""
     path = tool(program)
     if path is None:
-        return None
-    done = subprocess.run([path, *words], capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=True)
-    return json.loads(done.stdout or "[]")
+        return ""
+    command = [path, *words]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=True)
+    return done.stdout
+
+
+def answer(program: str, *words: str) -> Any:
+    """What a program prints as JSON; None where it is not installed. Raises OSError, SubprocessError, ValueError."""
+    return None if tool(program) is None else json.loads(text(program, *words) or "[]")
 
 
 def capability(number: int) -> bool:

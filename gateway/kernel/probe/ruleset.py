@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.kernel.probe.finding import answer
+from gateway.kernel.probe.finding import answer, text
 
 OWN = re.compile(r"inet gateway(_base|_tun_\d+)?")
 """Our own tables: family and name."""
+TABLE = re.compile(r"table (\S+) (\S+) \{")
 Place = tuple[str, str, str]
 """Family, table, chain."""
 PRIORITY = -151
@@ -27,8 +28,8 @@ def own(place: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """``chains``, ``rules``, ``tables`` are the objects of ``nft -j list ruleset``, in its order. ``lans``, ``wans``:
-    interfaces of the gateway that runs, or ran, here; empty where there was none."""
+    """``chains``, ``rules`` are the objects of ``nft -j list table``, in its order; ``unread`` tables have none.
+    ``lans``, ``wans``: interfaces of the gateway that runs, or ran, here; empty where there was none."""
 
     tables: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     chains: dict[Place, dict[str, Any]] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Ruleset:
     flowtables: list[dict[str, Any]] = field(default_factory=list)
     lans: tuple[str, ...] = ()
     wans: tuple[str, ...] = ()
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     def foreign(self) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Rules of others."""
@@ -79,28 +81,50 @@ def parse(objects: list[dict[str, Any]], lans: tuple[str, ...] = (), wans: tuple
 
 
 def read() -> Ruleset:
-    """What the kernel holds now, sets without their elements; empty without nft. Raises OSError, SubprocessError,
-    ValueError."""
-    objects = _objects("-t", "list", "ruleset")
-    found = parse(objects)
-    if ("inet", "gateway_base") not in found.tables:
-        return found
-    lans, wans = (
-        tuple(str(name) for entry in _objects("list", "set", "inet", "gateway_base", word)
-              for name in entry.get("set", {}).get("elem", ()))
-        for word in ("lans", "wans")
-    )  # fmt: skip
-    return parse(objects, lans, wans)
+    """What the kernel holds now, sets without their elements, our own tables that have an owner without their rules;
+    empty without nft. Raises OSError, SubprocessError."""
+    objects: list[dict[str, Any]] = []
+    tables, unread = _tables(), []
+    for table, flags in tables.items():
+        if not (flags and own(table)):
+            try:
+                objects += _objects("-t", "list", "table", *table)
+            except ValueError:
+                unread.append(table)
+    lans: tuple[str, ...] = ()
+    wans: tuple[str, ...] = ()
+    if ("inet", "gateway_base") in tables:
+        lans, wans = (
+            tuple(str(name) for entry in _objects("list", "set", "inet", "gateway_base", word)
+                  for name in entry.get("set", {}).get("elem", ()))
+            for word in ("lans", "wans")
+        )  # fmt: skip
+    found = parse(objects, lans, wans)
+    found.unread.extend(unread)
+    for (family, name), flags in tables.items():
+        found.tables[family, name] = {"family": family, "name": name, "flags": flags}
+    return found
 
 
 def standing() -> list[str]:
-    """Our own tables that are there, as nft names them. Raises OSError, SubprocessError, ValueError."""
-    return [" ".join(table) for table in parse(_objects("-t", "list", "tables")).tables if own(table)]
+    """Our own tables that are there, as nft names them. Raises OSError, SubprocessError."""
+    return [" ".join(table) for table in _tables() if own(table)]
+
+
+def _tables() -> dict[tuple[str, str], list[str]]:
+    """Family and name to flags. From text: of a table with one flag nft 1.0.6 prints as JSON what it has freed, and
+    often breaks off there."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in text("nft", "-t", "list", "ruleset").splitlines():
+        if head := TABLE.match(line):
+            flags = found[head[1], head[2]] = []
+        elif line.startswith("\tflags ") and found:
+            flags += line.split(maxsplit=1)[1].split(",")
+    return found
 
 
 def _objects(*words: str) -> list[dict[str, Any]]:
-    listed = answer("nft", "-j", *words) or {}
-    found: list[dict[str, Any]] = listed.get("nftables", [])
+    found: list[dict[str, Any]] = (answer("nft", "-j", *words) or {}).get("nftables", [])
     return found
 
 

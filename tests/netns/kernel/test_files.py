@@ -69,7 +69,8 @@ def test_the_base_table_of_an_empty_configuration(net, empty, fail):
 def test_the_owned_table_of_an_empty_configuration(net, empty):
     """But for the rules that the code writes into the chains which the file leaves empty."""
     wanted = files(net, "steer.nft")
-    writer = net.gateway.call(Writer)
+    # Without the owner: nft 1.0.6 prints tables with a flag as JSON that may break off.
+    writer = net.gateway.call(lambda: Writer(False))
     try:
         nothing = Profile((), (), Verdict.DIRECT, Verdict.DIRECT, False)
         plan = Steering((nothing,), (SourceClass(()),), (Origin((), (), 0),), (), 0)
@@ -77,7 +78,7 @@ def test_the_owned_table_of_an_empty_configuration(net, empty):
         found = listed(net)
     finally:
         writer.close()
-    made = {"forwarded", "local", "deliver", "g1_class_0", "g1_profile_0"}
+    made = {"forwarded", "within", "local", "deliver", "g1_class_0", "g1_profile_0"}
 
     def of_code(entry: dict[str, Any]) -> bool:
         return entry.get("rule", {}).get("chain") in made or entry.get("chain", {}).get("name", "").startswith("g1_")
