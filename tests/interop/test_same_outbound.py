@@ -18,9 +18,10 @@ from typing import NamedTuple
 import pytest
 
 from gateway.route.item import table
+from tests.greetings import hello, initial
 from tests.interop.harness import LOOPBACK, encode, exactly, family, free_port
 from tests.interop.teller import Teller, unwrapped
-from tests.interop.test_rule_items import PROGRAMS, framed, hello, http, initial, question
+from tests.interop.test_rule_items import PROGRAMS, framed, http, question
 from tests.unit.route import brute
 
 pytestmark = [pytest.mark.peer("sing-box"), pytest.mark.slow]
@@ -52,7 +53,7 @@ WORLD = brute.World(
 
 SPOKEN = {
     "tcp": lambda name: {"tls": hello(name), "http": http(name), "dns": framed(question(name)), "": b"\0?"},
-    "udp": lambda name: {"quic": initial(name), "dns": question(name), "": b"\0?"},
+    "udp": lambda name: {"quic": initial(name)[0], "dns": question(name), "": b"\0?"},
 }
 """What a client says first, by protocol."""
 

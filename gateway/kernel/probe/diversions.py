@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.kernel.probe.finding import Finding
-from gateway.kernel.probe.ruleset import PRIORITY, Place, Ruleset, named, own
+from gateway.kernel.probe.ruleset import PRIORITY, Place, Ruleset, named
 
 BEFORE = {"queue": "queues", "notrack": "does not track", "drop": "drops"}
 """Statements that keep packets from us."""
@@ -16,10 +16,8 @@ BEFORE = {"queue": "queues", "notrack": "does not track", "drop": "drops"}
 def foreign_chains(ruleset: Ruleset) -> Iterator[Finding]:
     """Rules of others that divert traffic too; the worse where it is to ports of ours."""
     found = diverting(ruleset)
-    ours = {port for place in ruleset.rules if own(place)
-            for rule in ruleset.rules[place] for port in _diverted(rule)} - {None}  # fmt: skip
     parts = [
-        f"{named(place, rule)} to {f'our port {port}' if port in ours else f'port {port}'}"
+        f"{named(place, rule)} to {f'our port {port}' if port in ruleset.ports else f'port {port}'}"
         for place, rule, port in found
     ]
     remedy = "; ".join(f"nft delete rule {named(place, rule)}" for place, rule, _ in found)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.kernel.probe.finding import answer, text
 
 OWN = re.compile(r"inet gateway(_base|_tun_\d+)?")
 """Our own tables: family and name."""
 TABLE = re.compile(r"table (\S+) (\S+) \{")
+DIVERTS = re.compile(r" (?:tproxy|redirect) (?:\S+ )?to \S*:(\d+)")
 Place = tuple[str, str, str]
 """Family, table, chain."""
 PRIORITY = -151
@@ -38,6 +39,8 @@ class Ruleset:
     lans: tuple[str, ...] = ()
     wans: tuple[str, ...] = ()
     unread: list[tuple[str, str]] = field(default_factory=list)
+    ports: set[int] = field(default_factory=set)
+    """To which rules of ours divert."""
 
     def foreign(self) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Rules of others."""
@@ -85,8 +88,8 @@ def read() -> Ruleset:
     empty without nft. Raises OSError, SubprocessError."""
     objects: list[dict[str, Any]] = []
     tables, unread = _tables(), []
-    for table, flags in tables.items():
-        if not (flags and own(table)):
+    for table, said in tables.items():
+        if not (said.flags and own(table)):
             try:
                 objects += _objects("-t", "list", "table", *table)
             except ValueError:
@@ -101,8 +104,10 @@ def read() -> Ruleset:
         )  # fmt: skip
     found = parse(objects, lans, wans)
     found.unread.extend(unread)
-    for (family, name), flags in tables.items():
-        found.tables[family, name] = {"family": family, "name": name, "flags": flags}
+    for (family, name), said in tables.items():
+        found.tables[family, name] = {"family": family, "name": name, "flags": said.flags}
+        if own((family, name)):
+            found.ports.update(said.ports)
     return found
 
 
@@ -111,15 +116,24 @@ def standing() -> list[str]:
     return [" ".join(table) for table in _tables() if own(table)]
 
 
-def _tables() -> dict[tuple[str, str], list[str]]:
-    """Family and name to flags. From text: of a table with one flag nft 1.0.6 prints as JSON what it has freed, and
-    often breaks off there."""
-    found: dict[tuple[str, str], list[str]] = {}
+class _Said(NamedTuple):
+    flags: list[str]
+    ports: set[int]
+    """To which its rules divert."""
+
+
+def _tables() -> dict[tuple[str, str], _Said]:
+    """By family and name. From text: of a table with one flag nft 1.0.6 prints as JSON what it has freed, and often
+    breaks off there."""
+    found: dict[tuple[str, str], _Said] = {}
+    said = _Said([], set())
     for line in text("nft", "-t", "list", "ruleset").splitlines():
         if head := TABLE.match(line):
-            flags = found[head[1], head[2]] = []
-        elif line.startswith("\tflags ") and found:
-            flags += line.split(maxsplit=1)[1].split(",")
+            said = found[head[1], head[2]] = _Said([], set())
+        elif line.startswith("\tflags "):
+            said.flags.extend(line.split(maxsplit=1)[1].split(","))
+        elif diverts := DIVERTS.search(line):
+            said.ports.add(int(diverts[1]))
     return found
 
 

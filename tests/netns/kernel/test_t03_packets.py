@@ -28,8 +28,9 @@ from gateway.kernel.plan import Verdict
 from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
 from gateway.lab.topology import End, Host, Link, Route, Topology
+from tests.greetings import hello, initial
 from tests.interop.teller import Teller
-from tests.interop.test_rule_items import hello, http, initial, question
+from tests.interop.test_rule_items import http, question
 from tests.unit.route import brute
 from tests.unit.route.judge import Judge, Shown, decide
 
@@ -78,7 +79,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 CLASSES = {Verdict.DIRECT: mark.DIRECT, Verdict.USER: mark.USER, Verdict.SNIFF: mark.SNIFF}
 SPOKEN: dict[str, dict[str, Callable[[str], bytes]]] = {
     "tcp": {"tls": hello, "http": http, "": lambda name: b"\0?"},
-    "udp": {"quic": initial, "": lambda name: b"\0?"},
+    "udp": {"quic": lambda name: initial(name)[0], "": lambda name: b"\0?"},
 }
 """DNS is spoken on port 53 alone: what mode strict believes."""
 

@@ -131,10 +131,12 @@ def test_diversions_by_others() -> None:
     def tproxy(port: int) -> dict[str, Any]:
         return {"tproxy": {"port": port}}
 
-    listed = [{"metainfo": {}}, rule("deliver", tproxy(5), table="gateway"), rule("c", ACCEPT, table="docker"),
+    listed = [{"metainfo": {}}, rule("deliver", tproxy(6), table="gateway"), rule("c", ACCEPT, table="docker"),
               rule("c", tproxy(5), table="other"), rule("c", {"redirect": {"port": 2}}, table="nat", handle=8),
               rule("c", {"redirect": None}, table="nat", handle=9)]  # fmt: skip
-    (found,) = diversions.foreign_chains(parse(listed))
+    ruleset = parse(listed)
+    ruleset.ports.add(5)
+    (found,) = diversions.foreign_chains(ruleset)
     assert found.detail.startswith("inet other c handle 7 to our port 5, inet nat c handle 8 to port 2, ")
     assert found.remedy.split("; ") == [f"nft delete rule inet {what}" for what in
                                         ("other c handle 7", "nat c handle 8", "nat c handle 9")]  # fmt: skip

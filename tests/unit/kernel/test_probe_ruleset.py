@@ -24,6 +24,18 @@ table inet fw { # progname firewalld
 }
 table inet gateway { # progname python
 \tflags owner
+\tchain deliver {
+\t\tmeta l4proto { tcp, udp } tproxy to :7893 meta mark set meta mark | 0x01000000 accept
+\t}
+\tchain capture {
+\t\tmeta l4proto { tcp, udp } ct mark set ct mark & 0xf8ffffff | 0x05000000 redirect to :5353
+\t}
+}
+table inet gateway_tun_0 { # progname python
+\tflags owner
+\tchain deliver {
+\t\tmeta nfproto ipv6 meta l4proto { tcp, udp } tproxy ip6 to [::1]:4711 accept
+\t}
 }
 END
 ;;
@@ -46,10 +58,12 @@ def test_one_table_that_cannot_be_read_hides_no_other(nft: None) -> None:
     found = ruleset.read()
     assert {table: entry["flags"] for table, entry in found.tables.items()} == {
         ("ip", "filter"): [], ("inet", "fw"): ["owner", "persist"], ("inet", "gateway"): ["owner"],
+        ("inet", "gateway_tun_0"): ["owner"],
     }  # fmt: skip
     assert list(found.chains) == [("ip", "filter", "INPUT")]
     assert found.unread == [("inet", "fw")]
-    assert ruleset.standing() == ["inet gateway"]
+    assert found.ports == {7893, 5353, 4711}
+    assert ruleset.standing() == ["inet gateway", "inet gateway_tun_0"]
     (said,) = [finding for finding in probe.conflicts() if finding.name == "rules"]
     assert said.detail.startswith("table inet fw: ")
     assert not said.ok
