@@ -113,12 +113,16 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(program: Program, owners: frozenset[int], outcomes: Callable[[Program], set[End]]) -> bool:
-    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program.
-    ``owners``: atoms of processes; userspace can tell those without a sniff, so that it must where a rule above asks
-    for one that is open."""
+def stays(
+    program: Program, owners: frozenset[int], outcomes: Callable[[Program], set[End]], unseen: Callable[[Expr], Expr]
+) -> bool:
+    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program;
+    ``unseen``: a condition as it is before any sniff. ``owners``: atoms of processes; userspace can tell those without
+    a sniff, so that it must where a rule above asks for one that is open."""
     looks: list[tuple[Expr, Step]] = []
     above: list[tuple[Expr, Step]] = []
+    if not any(isinstance(step, Stay) for _, step in program):
+        return False
     for condition, step in program:
         if isinstance(step, Stay):
             if outcomes((*looks, (condition, HOLDS), (True, End("else")))) == {HOLDS}:
@@ -126,7 +130,7 @@ def stays(program: Program, owners: frozenset[int], outcomes: Callable[[Program]
         elif isinstance(step, Look):
             looks.append((condition, step))
             above.append((condition, step))
-        elif not owners.isdisjoint(atoms(condition)):
+        elif not owners.isdisjoint(atoms(condition if looks else unseen(condition))):
             return False
         else:
             above.append((condition, End("above")))
