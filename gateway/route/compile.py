@@ -17,7 +17,7 @@ every verdict of an address rule; ``off`` sends everything to userspace. Which r
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -41,7 +41,6 @@ from gateway.route.action import BUILT_SNIFFERS, SERVER_FIRST, has_options
 from gateway.route.device import DeviceAtoms
 from gateway.route.feasible import Names, Vectors
 from gateway.route.item.names import NameItem
-from gateway.route.logic import Expr
 from gateway.route.logic import atoms as atoms_of
 from gateway.route.match import Sets, Subject
 from gateway.route.options import RouteRule
@@ -76,6 +75,7 @@ MOST_REMEMBERED = 8192
 DNS_PORT = 53
 FAMILIES: tuple[Family, Family] = (4, 6)
 STAYS = frozenset({End("direct")})
+OPEN = frozenset({End("?"), End("??")})
 Pair = tuple[Program, Program]
 """The program of a profile, for IPv4 and for IPv6."""
 
@@ -444,18 +444,15 @@ class _Compiler:
     def _nameless(self, family: Family, program: Program) -> Verdict:
         found = self._verdicts.get((family, program))
         if found is None:
-            names = None if self.inputs.mode == "paranoid" else dict.fromkeys(self.name_atoms, False)
-            if stays(program, self.owners, lambda part: self._unnamed_ends(family, part), self._unseen(names)):
-                found = Verdict.DIRECT
-            else:
-                found = self._unnamed(family, program)
+            match stays(program, self.owners, lambda part: self._unnamed_ends(family, part)):
+                case True:
+                    found = Verdict.DIRECT
+                case None:
+                    found = Verdict.SNIFF
+                case False:
+                    found = self._unnamed(family, program)
             self._verdicts[family, program] = found
         return found
-
-    def _unseen(self, names: Mapping[int, bool] | None) -> Callable[[Expr], Expr]:
-        """A condition before any sniff, with these answers of the name atoms."""
-        shown = dict.fromkeys((atom for atom, one in self.table.items() if one.kind in ("protocol", "client")), False)
-        return lambda condition: self.space.restrict(condition, {**shown, **(names or {})})
 
     def _unnamed(self, family: Family, program: Program) -> Verdict:
         found = verdict(self._unnamed_ends(family, program))
@@ -505,9 +502,8 @@ class _Compiler:
         program = self._narrow(number, family, mask)
         if (family, program) not in self._open:
             search = self.search[family]
-            none = self._unseen(dict.fromkeys(self.name_atoms, False))
-            sure = stays(program, self.owners, lambda part: search.outcomes(part, None), none)
-            self._open[family, program] = not sure and len(search.outcomes(program, None)) > 1
+            sure = stays(program, self.owners, lambda part: search.outcomes(part, None))
+            self._open[family, program] = sure is None or (not sure and len(search.outcomes(program, None)) > 1)
         return self._open[family, program]
 
     def _ends_of(self, family: Family, program: Program, held: frozenset[int]) -> frozenset[End]:
@@ -518,10 +514,13 @@ class _Compiler:
                 self._named.clear()
             answers = {atom: atom in held for atom in self.name_atoms}
             search = self.search[family]
-            if stays(program, self.owners, lambda part: search.outcomes(part, answers), self._unseen(answers)):
-                found = STAYS
-            else:
-                found = frozenset(search.outcomes(program, answers))
+            match stays(program, self.owners, lambda part: search.outcomes(part, answers)):
+                case True:
+                    found = STAYS
+                case None:
+                    found = OPEN
+                case False:
+                    found = frozenset(search.outcomes(program, answers))
             self._named[key] = found
         return found
 

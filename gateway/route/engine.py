@@ -27,7 +27,7 @@ from gateway.route.action import (
 )
 from gateway.route.item.source_hostname import SourceHostname
 from gateway.route.item.table import DEVICE
-from gateway.route.match import Rule, Sets, Subject, items, matches, point
+from gateway.route.match import Logical, Rule, Sets, Subject, items, matches, point
 from gateway.route.options import RouteRule
 
 
@@ -177,6 +177,10 @@ class Walk:
         )  # fmt: skip
 
 
+SOURCE = {"source_ip_cidr", "source_ip_is_private", "source_port", "source_port_range"}
+ADDRESS = {"ip_cidr", "ip_is_private"}
+
+
 class Engine:
     """The ordered rules of one configuration. ``final`` is an outbound's tag (the caller resolved the default);
     ``sets`` maps the tags of rule sets to their rules."""
@@ -212,10 +216,12 @@ class Engine:
 
     def kept(self, flow: Flow, subject: Subject) -> int | None:
         """The same of a captured flow whose process the kernel did not know: what it would have kept goes as it would
-        have gone."""
+        have gone. Of a flow of this host it does not know the source either."""
         if not self.keeps or not self.direct or flow.process is None or flow.inbound != self.captured:
             return None
-        return self.stays(subject)
+        index = self.stays(subject)
+        asked = () if index is None else self.rules[: index + 1]
+        return None if any(asks_source(rule.match, self.sets) for rule in asked) else index
 
     def start(self, flow: Flow, findings: Findings, trace: Trace | None = None) -> Walk:
         return Walk(self, flow, findings, trace)
@@ -227,3 +233,13 @@ class Engine:
             done = walk.step()
             if isinstance(done, Decision):
                 return done
+
+
+def asks_source(match: Rule, sets: Sets, by_source: bool = False) -> bool:
+    """Whether it says anything of a flow's source address or port. ``by_source``: its addresses are compared with it
+    (``rule_set_ip_cidr_match_source``)."""
+    if isinstance(match, Logical):
+        return any(asks_source(rule, sets, by_source) for rule in match.rules)
+    if any(item.key in SOURCE or (by_source and item.key in ADDRESS) for item in match.items):
+        return True
+    return any(asks_source(rule, sets, match.match_source) for tag in match.rule_set for rule in sets.get(tag, ()))

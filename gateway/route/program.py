@@ -58,7 +58,7 @@ Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
 
 
-HOLDS = End("holds")
+HOLDS, ELSE = End("holds"), End("else")
 """What ``stays`` lets the search look for."""
 
 
@@ -113,26 +113,26 @@ def specialise(space: Space, program: Program, known: Mapping[int, bool]) -> Pro
     return tuple(out)
 
 
-def stays(
-    program: Program, owners: frozenset[int], outcomes: Callable[[Program], set[End]], unseen: Callable[[Expr], Expr]
-) -> bool:
-    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program;
-    ``unseen``: a condition as it is before any sniff. ``owners``: atoms of processes; userspace can tell those without
-    a sniff, so that it must where a rule above asks for one that is open."""
-    looks: list[tuple[Expr, Step]] = []
-    above: list[tuple[Expr, Step]] = []
+def stays(program: Program, owners: frozenset[int], outcomes: Callable[[Program], set[End]]) -> bool | None:
+    """Whether a bypass holds for every completion, and some completion comes to it. ``outcomes`` searches a program.
+    ``owners``: atoms of processes; None: a rule above asks for one that is open, which userspace can tell without a
+    sniff, so that it must."""
     if not any(isinstance(step, Stay) for _, step in program):
         return False
+    looks: list[tuple[Expr, Step]] = []
+    above: list[tuple[Expr, Step]] = []
+    certain = True
     for condition, step in program:
         if isinstance(step, Stay):
-            if outcomes((*looks, (condition, HOLDS), (True, End("else")))) == {HOLDS}:
-                return HOLDS in outcomes((*above, (True, HOLDS)))
+            if outcomes((*looks, (condition, HOLDS), (True, ELSE))) == {HOLDS}:
+                comes = HOLDS in outcomes((*above, (True, HOLDS)))
+                return None if comes and not certain else comes
         elif isinstance(step, Look):
             looks.append((condition, step))
             above.append((condition, step))
-        elif not owners.isdisjoint(atoms(condition if looks else unseen(condition))):
-            return False
         else:
+            if certain and not owners.isdisjoint(atoms(condition)):
+                certain = outcomes((*looks, (condition, HOLDS), (True, ELSE))) == {ELSE}
             above.append((condition, End("above")))
     return False
 
