@@ -36,10 +36,11 @@ class End(NamedTuple):
 
 class Look(NamedTuple):
     """A sniff that may find one of ``protocols`` (of TCP, of UDP). ``found`` after ``settle``: for each thing that it
-    may find, the later protocol atoms that are then true, and whether a name, a client comes with it."""
+    may find, the later protocol atoms that are then true, whether a name, a client comes with it, and, where there is
+    more than one sniff, of which protocols all this is so."""
 
     protocols: tuple[tuple[str, ...], tuple[str, ...]]
-    found: frozenset[tuple[frozenset[int], bool, bool]] = frozenset()
+    found: frozenset[tuple[frozenset[int], bool, bool, frozenset[str]]] = frozenset()
 
 
 class Stay(NamedTuple):
@@ -58,6 +59,7 @@ Program = tuple[tuple[Expr, Step], ...]
 USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP}
 
 
+NOTHING: frozenset[str] = frozenset()
 HOLDS, ELSE = End("holds"), End("else")
 """What ``stays`` lets the search look for."""
 
@@ -144,12 +146,17 @@ def settle(space: Space, program: Program, table: Mapping[int, Atom], network: s
     reachable = _reachable(space, program, table, network, never)
     later: set[int] = set()
     out: list[tuple[Expr, Step]] = []
+    several = sum(isinstance(step, Look) for _, step, _ in reachable) > 1
     for condition, step, names in reversed(reachable):
         if isinstance(step, Look):
-            found = frozenset(_finding(name, later, table) for name in names) - {(frozenset(), False, False)}
+            found: dict[tuple[frozenset[int], bool, bool], frozenset[str]] = {}
+            for name in names:
+                finding = _finding(name, later, table)
+                if finding != (frozenset(), False, False):
+                    found[finding] = found.get(finding, frozenset()) | ({name} if several else set())
             if not found:
                 continue
-            step = Look(((), ()), found)
+            step = Look(((), ()), frozenset((*finding, of) for finding, of in found.items()))
         out.append((condition, step))
         later |= atoms(condition)
     return _disjoint(space, out[::-1])
@@ -277,7 +284,7 @@ class Search:
         elif not doubt:
             known.update(dict.fromkeys(self.of_kind.get("name", ()), False))
         run = _Run(self, program, free_names=names is None or renamed, sniff=sniff)
-        run.go(0, known, {}, False)
+        run.go(0, known, {}, NOTHING)
         return run.ends
 
     def possible(self, atom: int, assigned: Mapping[int, bool]) -> bool:
@@ -310,15 +317,16 @@ class _Run:
     def done(self) -> bool:
         return len({end.outcome for end in self.ends}) > 1
 
-    def go(self, index: int, known: dict[int, bool], assigned: dict[int, bool], sniffed: bool) -> None:
-        """From step ``index`` on. ``assigned``: what this branch assumes (a part of ``known``)."""
+    def go(self, index: int, known: dict[int, bool], assigned: dict[int, bool], missed: frozenset[str] | None) -> None:
+        """From step ``index`` on. ``assigned``: what this branch assumes (a part of ``known``). ``missed``: protocols
+        that sniffs have not found; None: one has found something."""
         while not self.done():
             condition, step = self.program[index]
             condition = follow(condition, known)
             if condition is False or isinstance(step, Stay):
                 index += 1
             elif condition is not True:
-                self.split(condition.atom, index, known, assigned, sniffed)
+                self.split(condition.atom, index, known, assigned, missed)
                 return
             elif isinstance(step, End):
                 self.ends.add(step)
@@ -328,14 +336,18 @@ class _Run:
                 return
             else:
                 index += 1
-                if not sniffed and self.sniff:
-                    for found in step.found:
-                        self.found(found, index, known, assigned)
+                if missed is not None and self.sniff:
+                    for protocols, name, client, names in step.found:
+                        if not names or not names <= missed:
+                            self.found(protocols, name, client, index, known, assigned)
+                    missed = missed.union(*(names for *_, names in step.found))
 
     def give_up(self) -> None:
         self.ends |= {End("?"), End("??")}
 
-    def split(self, atom: int, index: int, known: dict[int, bool], assigned: dict[int, bool], sniffed: bool) -> None:
+    def split(
+        self, atom: int, index: int, known: dict[int, bool], assigned: dict[int, bool], missed: frozenset[str] | None
+    ) -> None:
         self.splits += 1
         if self.splits > MOST_SPLITS:
             self.give_up()
@@ -343,12 +355,12 @@ class _Run:
         for value in (True, False):
             more = {**assigned, atom: value}
             if self.search.possible(atom, more):
-                self.go(index, {**known, atom: value}, more, sniffed)
+                self.go(index, {**known, atom: value}, more, missed)
 
     def found(
-        self, what: tuple[frozenset[int], bool, bool], index: int, known: dict[int, bool], assigned: dict[int, bool]
-    ) -> None:
-        protocols, name, client = what
+        self, protocols: frozenset[int], name: bool, client: bool,
+        index: int, known: dict[int, bool], assigned: dict[int, bool],
+    ) -> None:  # fmt: skip
         search = self.search
         known, assigned = dict(known), dict(assigned)
         for atom in search.of_kind.get("protocol", ()):
@@ -359,7 +371,7 @@ class _Run:
         for atom in opened:
             known.pop(atom, None)
             assigned.pop(atom, None)
-        self.go(index, known, assigned, True)
+        self.go(index, known, assigned, None)
 
 
 def verdict(ends: set[End]) -> Verdict:
