@@ -131,6 +131,7 @@ class Kernel:
         engine.captured = inbound.tag
         engine.direct = next((tag for tag, kind in kinds.items() if kind == "direct"), "")
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
+        engine.keeps = compiled.keeps
         return State(options, config, inbound, kinds, hostnames, compiled)
 
     def _hostnames(self, parts: Parts) -> dict[str, str]:

@@ -141,6 +141,11 @@ class Compiled:
         wait for one. False where options of rules could differ."""
         return self._compiler.plain and self._compiler.certain(flow, findings)
 
+    def keeps(self, flow: Flow, names: tuple[str, ...]) -> bool:
+        """Whether a flow of this host whose process is known stays in the kernel, with these names of its address. The
+        kernel does not ask for its source."""
+        return self._compiler.keeps(flow, names)
+
     def lookup(
         self, network: str, port: int, family: Family, address: int, *, source: int | None = None,
         device: tuple[str, str] = ("", ""), socket: int | None = None, user: int = LAST_UID,
@@ -559,6 +564,20 @@ class _Compiler:
         if outcome is None:
             return ()
         return tuple(sorted(skipped(self.space, whole, self.table, flow.network, never, outcome)))
+
+    def keeps(self, flow: Flow, names: tuple[str, ...]) -> bool:
+        if flow.destination.ip is None or self.inputs.mode == "off":
+            return False
+        family: Family = 4 if flow.destination.ip.version == 4 else 6
+        known = self._known(Subject.of(flow, Findings(), {}))
+        known = {atom: value for atom, value in known.items() if self.table[atom].kind not in ("src", "source_port")}
+        program = specialise(self.space, self.program, known)
+        never = next(never for (first, last, _), never in self.ports if first <= flow.destination.port <= last)
+        program = settle(self.space, program, self.table, flow.network, never)
+        if not names or not self.believes:
+            return self._nameless(family, program) is Verdict.DIRECT
+        ends = set[End]().union(*(self._ends_of(family, program, self.names_held(name)) for name in names))
+        return verdict(ends) is Verdict.DIRECT
 
     def certain(self, flow: Flow, findings: Findings) -> bool:
         subject = Subject.of(flow, findings, {})

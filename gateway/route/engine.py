@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -27,7 +27,7 @@ from gateway.route.action import (
 )
 from gateway.route.item.source_hostname import SourceHostname
 from gateway.route.item.table import DEVICE
-from gateway.route.match import Logical, Rule, Sets, Subject, items, matches, point
+from gateway.route.match import Rule, Sets, Subject, items, matches, point
 from gateway.route.options import RouteRule
 
 
@@ -99,7 +99,7 @@ class Walk:
         rules = engine.rules
         if self._index:  # else it has just been made of them
             subject.learn(self._domain, self._findings)
-        elif trace is None and (kept := engine.kept(self._flow, subject)) is not None:
+        elif trace is None and (kept := engine.kept(self._flow, subject, self._findings.learned)) is not None:
             return self._decide("route", kept, outbound=engine.direct)
         while True:
             index = self._index if subject.name or trace is not None else engine.nameless[self._index]
@@ -177,15 +177,22 @@ class Walk:
         )  # fmt: skip
 
 
-SOURCE = {"source_ip_cidr", "source_ip_is_private", "source_port", "source_port_range"}
-ADDRESS = {"ip_cidr", "ip_is_private"}
-
-
 class Engine:
     """The ordered rules of one configuration. ``final`` is an outbound's tag (the caller resolved the default);
     ``sets`` maps the tags of rule sets to their rules."""
 
-    __slots__ = ("by_device", "captured", "direct", "final", "hostnames", "keeps", "nameless", "rules", "sets")
+    __slots__ = (
+        "by_device",
+        "bypasses",
+        "captured",
+        "direct",
+        "final",
+        "hostnames",
+        "keeps",
+        "nameless",
+        "rules",
+        "sets",
+    )
 
     def __init__(
         self, rules: Sequence[RouteRule], final: str, sets: Mapping[str, Sequence[Rule]] | None = None
@@ -203,9 +210,11 @@ class Engine:
         """Whether a rule asks for the flow's device (those of rule sets cannot)."""
         self.hostnames = frozenset().union(*(item.set for item in asked if isinstance(item, SourceHostname)))
         """Names of devices that rules ask for."""
-        self.keeps = any(isinstance(rule.action, Bypass) for rule in self.rules)
+        self.bypasses = any(isinstance(rule.action, Bypass) for rule in self.rules)
         self.captured = self.direct = ""
         """Tags of the inbound that captured flows enter, and of an outbound that does as the kernel does; "" = none."""
+        self.keeps: Callable[[Flow, tuple[str, ...]], bool] | None = None
+        """Whether the kernel would keep a flow of this host whose address has these names; None = it keeps none."""
 
     def stays(self, subject: Subject) -> int | None:
         """The first bypass rule that ``subject`` shows to hold; None where a rule before it ends the flow's way."""
@@ -214,14 +223,13 @@ class Engine:
                 return index if isinstance(action, Bypass) else None
         return None
 
-    def kept(self, flow: Flow, subject: Subject) -> int | None:
-        """The same of a captured flow whose process the kernel did not know: what it would have kept goes as it would
-        have gone. Of a flow of this host it does not know the source either."""
-        if not self.keeps or not self.direct or flow.process is None or flow.inbound != self.captured:
+    def kept(self, flow: Flow, subject: Subject, learned: tuple[str, ...]) -> int | None:
+        """The same of a captured flow whose process the kernel did not know, with the names of its address: what it
+        would have kept goes as it would have gone."""
+        ours = flow.process is not None and flow.inbound == self.captured
+        if not (self.bypasses and self.direct and ours and self.keeps is not None and self.keeps(flow, learned)):
             return None
-        index = self.stays(subject)
-        asked = () if index is None else self.rules[: index + 1]
-        return None if any(asks_source(rule.match, self.sets) for rule in asked) else index
+        return self.stays(subject)
 
     def start(self, flow: Flow, findings: Findings, trace: Trace | None = None) -> Walk:
         return Walk(self, flow, findings, trace)
@@ -233,13 +241,3 @@ class Engine:
             done = walk.step()
             if isinstance(done, Decision):
                 return done
-
-
-def asks_source(match: Rule, sets: Sets, by_source: bool = False) -> bool:
-    """Whether it says anything of a flow's source address or port. ``by_source``: its addresses are compared with it
-    (``rule_set_ip_cidr_match_source``)."""
-    if isinstance(match, Logical):
-        return any(asks_source(rule, sets, by_source) for rule in match.rules)
-    if any(item.key in SOURCE or (by_source and item.key in ADDRESS) for item in match.items):
-        return True
-    return any(asks_source(rule, sets, match.match_source) for tag in match.rule_set for rule in sets.get(tag, ()))

@@ -83,7 +83,7 @@ def explain(
         found["rule"], found["action"], found["outbound"] = decision.rule, decision.action, decision.outbound
         found["steps"] = _steps(engine, unseen, trace)
     subject = Subject.of(flow, Findings(learned=query.names), engine.sets)
-    stays = engine.stays(subject) if found["verdict"] == "direct" else engine.kept(flow, subject)
+    stays = engine.stays(subject) if found["verdict"] == "direct" else engine.kept(flow, subject, query.names)
     if stays is not None:
         if 0 <= decision.rule < stays:
             found["overruled"] = {key: found[key] for key in ("rule", "action", "outbound")}

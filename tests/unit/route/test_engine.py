@@ -10,6 +10,7 @@ import pytest
 from gateway.core.address import Address
 from gateway.core.errors import ConfigError
 from gateway.core.flow import Findings, Flow, Process
+from gateway.route.compile import Inputs, compile_rules
 from gateway.route.engine import Decision, Engine, ResolveRequest, SniffRequest, Trace, Walk
 from gateway.route.options import parse_route
 
@@ -105,8 +106,11 @@ def test_a_bypass_of_a_process_that_the_kernel_did_not_know() -> None:
     findings = Findings(protocol="tls", domain="q.example")
     assert engine.decide(flow, findings).outbound == "c"
     engine.captured, engine.direct = "in", "direct"
+    engine.keeps = compile_rules(engine.rules, engine.final, {}, Inputs(dict.fromkeys("abc", "proxy"), "in")).keeps
     done = engine.decide(flow, findings)
     assert (done.outbound, done.rule) == ("direct", 3)
+    conflict = Findings(protocol="tls", domain="q.example", learned=("q.example", "a.example"))
+    assert engine.decide(flow, conflict).outbound == "c", "of two names that differ the kernel keeps none"
     assert engine.decide(flow._replace(process=Process("/bin/ssh")), findings).outbound == "a"
     assert engine.decide(flow._replace(process=None), findings).outbound == "c"
     assert engine.decide(flow._replace(inbound="socks"), findings).outbound == "c"
