@@ -6,12 +6,14 @@ The addresses are those of brute.py, so the lists are its too. ``GATEWAY_SEED=N`
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import signal
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,6 +241,19 @@ def wrong(sent: Sent, verdict: Verdict, outcome: str) -> bool:
     return sent.told == "server" or sent.told in TELLERS
 
 
+def bind(sock: socket.socket, source: Address) -> None:
+    """The gateway's own sockets have ports too, for moments."""
+    late = time.monotonic() + 10
+    while True:
+        try:
+            sock.bind((str(source.host), source.port))
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > late:
+                raise
+        time.sleep(0.1)
+
+
 def through(gateway: Gateway, case: brute.Case, sent: list[Sent], wanted: list[tuple[Verdict, str]]) -> list[Sent]:
     """All at once; with what came of each."""
     gateway.apply(case)
@@ -252,7 +267,7 @@ def through(gateway: Gateway, case: brute.Case, sent: list[Sent], wanted: list[t
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Its end leaves nothing behind: the next list's flows use the same ports.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            sock.bind((str(one.flow.source.host), one.flow.source.port))
+            bind(sock, one.flow.source)
             socks.append(sock)
         answers = [outcome.startswith(("direct", "outbound")) for _, outcome in wanted]
         with ThreadPoolExecutor(len(sent)) as pool:
