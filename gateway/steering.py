@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import grp
 import logging
 import pwd
@@ -56,6 +57,8 @@ AGAIN = 2.0
 """Seconds after which steering begins again that the kernel has refused; twice as many after each further refusal."""
 LATEST = 64.0
 """The most of them."""
+TRIES = 10
+"""Ports that are tried for captured DNS."""
 GIVEN_UP = ("steering", "learned names")
 """Problems for which steering ends."""
 TAG = "gateway"
@@ -176,8 +179,14 @@ class Kernel:
     async def _listen(self, state: State) -> None:
         """The listener of captured DNS, where it is wanted. Raises OSError."""
         if state.options.capture_dns and state.config.dns_servers and self._dns is None:
-            dns = Listener(self._plane.resolver, self._plane.wiring, free_port())
-            await dns.start()
+            for left in reversed(range(TRIES)):
+                dns = Listener(self._plane.resolver, self._plane.wiring, free_port())
+                try:
+                    await dns.start()
+                    break
+                except OSError as error:
+                    if not left or error.errno != errno.EADDRINUSE:  # else somebody was faster
+                        raise
             self._dns = dns
 
     def _capture(self) -> Capture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from gateway.config.fields import as_list
@@ -24,6 +25,8 @@ from gateway.transport.listen import Acceptor, has_ipv6, packet_socket, stream_s
 from gateway.transport.tcp import SocketStream
 from gateway.transport.udp import Port, SockAddr
 
+TRIES = 10
+"""Ports that are tried where none is given."""
 KNOWN = 4096
 """Pairs of source and destination whose spelling is remembered; at the bound all are forgotten and learned anew."""
 
@@ -55,16 +58,24 @@ class Inbound:
 
     async def start(self) -> None:
         """Raises OSError; PermissionError without CAP_NET_ADMIN."""
-        self._replies = Replies(self._wiring)
-        try:
-            for family, host in self._hosts():
-                if "tcp" in self._networks:
-                    self._listen_stream(family, host)
-                if "udp" in self._networks:
-                    self._listen_packets(family, host)
-        except BaseException:
-            await self.close()
-            raise
+        for left in reversed(range(1 if self.port else TRIES)):
+            self._replies = Replies(self._wiring)
+            try:
+                self._listen()
+                return
+            except BaseException as error:
+                await self.close()
+                taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+                if not (left and taken):
+                    raise
+                self.port = self._options.listen_port = 0  # somebody has that one for the other network or family
+
+    def _listen(self) -> None:
+        for family, host in self._hosts():
+            if "tcp" in self._networks:
+                self._listen_stream(family, host)
+            if "udp" in self._networks:
+                self._listen_packets(family, host)
 
     def _bound(self, sock: socket.socket) -> None:
         """With ``listen_port`` 0 the first socket chooses the port of all."""
