@@ -58,17 +58,18 @@ class Inbound:
 
     async def start(self) -> None:
         """Raises OSError; PermissionError without CAP_NET_ADMIN."""
-        for left in reversed(range(1 if self.port else TRIES)):
+        given = self.port
+        for left in reversed(range(1 if given else TRIES)):
             self._replies = Replies(self._wiring)
             try:
                 self._listen()
                 return
             except BaseException as error:
                 await self.close()
-                taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-                if not (left and taken):
+                self.port = self._options.listen_port = given
+                # Somebody has that port for the other network or family.
+                if not left or not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
                     raise
-                self.port = self._options.listen_port = 0  # somebody has that one for the other network or family
 
     def _listen(self) -> None:
         for family, host in self._hosts():

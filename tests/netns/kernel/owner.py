@@ -123,7 +123,7 @@ def main() -> None:
     global mute
     port = int(sys.argv[1])
     steerer = Steerer(False if "unowned" in sys.argv else None)
-    capture = Capture(("lan0",), port, dns_port=5353)
+    capture = Capture(("lan0",), port, dns_port=5353, wans=("wan0",))
     steerer.apply(steering(), capture)
     listen(port)
     print("ready", steerer.reaper, flush=True)

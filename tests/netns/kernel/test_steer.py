@@ -71,6 +71,28 @@ def test_learned_names_come_before_addresses(net, owner, kind, prefix):
     owner.tell(f"learn {site} direct none")
 
 
+@pytest.mark.parametrize("far", [
+    "255.255.255.255", "192.168.7.255", "224.0.0.251", "ff02::fb", "192.168.7.1", "203.0.113.1", "2001:db8:3::1",
+    "192.168.7.77",
+])  # fmt: skip
+def test_what_does_not_leave_is_not_steered(net, owner, far):
+    """For everybody on the LAN, for one there, for the gateway under any of its addresses: port 7777 is userspace's."""
+    before = owner.tell("count")
+    with net.client.socket(socket.AF_INET6 if ":" in far else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        sock.bind(("", 0))
+        port = sock.getsockname()[1]
+        for _ in range(3):
+            with contextlib.suppress(ConnectionRefusedError):
+                sock.sendto(b"?", (far, 7777))
+        sock.settimeout(0.2)
+        with contextlib.suppress(ConnectionRefusedError), pytest.raises(TimeoutError):
+            sock.recv(100)
+    assert owner.tell("count") == before
+    assert not [entry for entry in entries(net) if entry.source.port == port and entry.mark & mark.CLASS]
+
+
 def test_a_running_flow_keeps_its_verdict(net, owner):
     with net.open("tcp", net.client, "198.51.100.7") as sock:
         sock.send(b"?")
