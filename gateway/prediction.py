@@ -41,9 +41,11 @@ def predict(
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
     except (KeyError, ValueError, TypeError) as error:
-        raise GatewayError(f"explain: {error}") from None
+        raise GatewayError(str(error)) from None
     if not 0 <= target.port < 65536 or (source is not None and source.ip is None):
-        raise GatewayError("explain: a port is 0 to 65535, a source is an address")
+        raise GatewayError("a port is 0 to 65535, a source is an address")
+    if target.domain is not None and (not target.domain or set(target.domain) & set(":/[] ")):
+        raise GatewayError(f'"{target.domain}" is no address and no name; a port goes into --port')
     process = device = None
     if source is not None and source.ip is not None:
         device = _device(request)
@@ -68,7 +70,7 @@ def predict(
         inbound=inbound,
     )
     found = explain(engine, compiled, query, steering=steering, judge=judge)
-    if any(target.ip in prefix.network for prefix in lans):
+    if target.ip is not None and any(target.ip in prefix.network for prefix in lans):
         found |= {
             "rule": -1,
             "action": "route",

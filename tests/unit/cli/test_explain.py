@@ -80,6 +80,29 @@ def test_what_goes_into_a_lan_skips_nothing(tmp_path: Path, capsys: pytest.Captu
         assert len(json.loads(capsys.readouterr().out)["skipped"]) == skipped
 
 
+def test_a_name_goes_into_no_lan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({
+        "outbounds": [{"type": "direct", "tag": "direct"}],
+        "route": {"rules": [{"domain_suffix": "example", "action": "reject"}]},
+        "gateway": {"lans": [{"interface": "lan", "address": ["192.168.8.1/24", "2001:db8:8::1/64"]}]},
+    }))  # fmt: skip
+    for source in ([], ["--source", "192.168.8.9"]):
+        assert main(["explain", "-c", str(file), *source, "--json", "www.example"]) == 0
+        assert json.loads(capsys.readouterr().out)["rule"] == 0
+    for address in ("192.168.8.7", "2001:db8:8::7"):
+        assert main(["explain", "-c", str(file), "--json", address]) == 0
+        assert json.loads(capsys.readouterr().out)["verdict"] == "direct"
+
+
+@pytest.mark.parametrize("target", ["203.0.113.7:443", "[2001:db8::1]:443", "https://a.example/", "", "a b"])
+def test_what_is_no_destination(capsys: pytest.CaptureFixture[str], target: str) -> None:
+    assert main(["explain", "-c", str(HOME), target]) == 1
+    assert (
+        capsys.readouterr().err == f'gateway explain: "{target}" is no address and no name; a port goes into --port\n'
+    )
+
+
 def test_a_hardware_address_is_taken_as_rules_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.json"
     rules = [{"source_mac_address": "00-53-00-AB-00-01", "action": "reject"}]
