@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.lab import cgroup, state
+from gateway.lab import cgroup, peer, state
 from gateway.lab.lab import Lab
 from gateway.lab.netns import NAMED, LabError
 from gateway.lab.process import User
@@ -140,6 +140,26 @@ def test_resolv_conf_is_the_hosts_own() -> None:
             host.run(["sh", "-c", "echo nameserver 192.0.2.7 > /etc/resolv.conf"], check=True)
             assert host.resolv_conf.read_text() == "nameserver 192.0.2.7\n"
         assert Path("/etc/resolv.conf").read_bytes() == outside
+
+
+def test_a_peer_wanted_in_a_host_is_fetched_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A host of the lab has no way to a registry, and another resolv.conf."""
+    monkeypatch.setenv("GATEWAY_CACHE", str(tmp_path))
+    outside = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "mnt")]
+
+    class Source:
+        key = "teller"
+
+        def build(self, folder: Path) -> None:
+            (folder / "bin").mkdir()
+            found = subprocess.run(
+                ["readlink", "/proc/self/ns/net", "/proc/self/ns/mnt"], capture_output=True, text=True, check=True
+            )
+            (folder / "bin" / "teller").write_text(found.stdout)
+
+    with Lab(PAIR) as lab:
+        program = lab.host("left").call(lambda: peer.path("teller", {"teller": Source()}))
+    assert program.read_text().split() == outside
 
 
 def test_every_process_has_a_fresh_cgroup_below_its_host() -> None:
