@@ -37,7 +37,7 @@ def _server(name: str) -> Entry:
 
 
 INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy", "tun")
-OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks")
+OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks", "trojan", "vless")
 DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
 
 SECTIONS = {

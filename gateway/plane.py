@@ -84,8 +84,12 @@ class Outbounds:
 
 
 def made(kind: str, item: Tagged, wiring: Wiring) -> Any:
-    """The object of one tagged entry."""
-    return catalog.runtime(kind, item.type)(item.tag, item.options, wiring)
+    """The object of one tagged entry. Raises ConfigError where a file that it names cannot be used."""
+    try:
+        return catalog.runtime(kind, item.type)(item.tag, item.options, wiring)
+    except ConfigError as error:
+        error.path = f"{item.path}.{error.path}"
+        raise
 
 
 class NoLeases:
@@ -125,7 +129,8 @@ class Plane:
         self.edge = Edge(asyncio.get_running_loop())
         unset = cast(Any, None)
         self.wiring = Wiring(
-            self.edge, unset, unset, unset, leases, unset, mark, record=record, steers=steers
+            self.edge, unset, unset, unset, leases, unset, mark, record=record, steers=steers,
+            directory=config.directory,
         )  # fmt: skip
         self.owners: SocketOwners = SocketOwners()
         self.wiring.owners = cast(Owners, self.owners)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from gateway.core.account import By, Listing, Total
@@ -317,6 +318,8 @@ class Wiring:
     """Puts the inverse of a step that changes the host into the journal; None where nothing of the host is touched."""
     steers: bool = False
     """A ``gateway`` object stands beside: flows of this host, and of its LANs, are its business."""
+    directory: Path = field(default_factory=Path)
+    """Where relative paths of the configuration start; known from the beginning, so constructors may read it."""
 
 
 __all__ = [

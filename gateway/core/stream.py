@@ -23,6 +23,11 @@ class Layer(Protocol):
     so the caller sends or copies it before that. Neither keeps its argument.
     """
 
+    @property
+    def ended(self) -> bool:
+        """``decode`` has come to the peer's end mark: nothing follows, though the connection under it may stay open.
+        False for ever where the layer has no end mark."""
+
     def encode(self, data: Buffer) -> Buffer:
         """Plain bytes to wire bytes. ``data`` may be empty (asks for whatever the layer itself wants to say)."""
 

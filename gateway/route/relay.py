@@ -126,21 +126,23 @@ class Side:
                 self._stall()
                 return
             if self.eof:
-                if self._end():
-                    return
-                continue
+                if not self._end():
+                    self._stall()
+                return
             try:
                 count = self._move(socket.MSG_MORE if ending else 0)
             except (BlockingIOError, InterruptedError):
                 break
             if count == 0:
                 self.eof = True
-                if self._end():
-                    return
-            elif self.peer.out or self.pipe is not None:
+            if self.eof and not self.peer.out:
+                if not self._end():
+                    self._stall()
+                return
+            if self.peer.out or self.pipe is not None:
                 self._stall()
                 return
-            elif count < self.want >> 1 and not ending:
+            if count < self.want >> 1 and not ending:
                 break
         if self.mask != _READ or self.stalled:
             self._flowing()
@@ -184,6 +186,8 @@ class Side:
             data: Buffer = _VIEW[:count]
             if self.layer is not None:
                 data = self.layer.decode(data)
+                if self.layer.ended:
+                    self.eof = True
                 if not len(data):
                     return count
             self.moved += len(data)
@@ -315,7 +319,12 @@ class SocketRelay:
                 if side.peer.out:
                     side.stalled = True
                     self.pipes.stalled += 1
-                side.watch((0 if side.stalled else _READ) | (OUT if side.out else 0))
+                # What it read before may have held the end mark, and then nothing more comes that would tell.
+                side.eof = side.layer is not None and side.layer.ended
+                side.watch((0 if side.stalled or side.eof else _READ) | (OUT if side.out else 0))
+            for side in (client, remote):
+                if side.eof:
+                    side.advance(True)
         except (OSError, GatewayError) as error:
             self.abort(error)
 

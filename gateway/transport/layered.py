@@ -16,6 +16,10 @@ class Stack:
         self._inner = inner
         self._outer = outer
 
+    @property
+    def ended(self) -> bool:
+        return self._outer.ended or self._inner.ended
+
     def encode(self, data: Buffer) -> Buffer:
         return self._inner.encode(self._outer.encode(data))
 
@@ -38,6 +42,8 @@ class LayeredStream:
 
     async def read(self, limit: int = CHUNK) -> bytes:
         while not self._pending:
+            if self._layer.ended:
+                return b""
             data = await self._inner.read()
             if not data:
                 return b""

@@ -26,7 +26,7 @@ class SocketStream:
 
     async def read(self, limit: int = CHUNK) -> bytes:
         while not self.pending:
-            if self._eof:
+            if self._eof or (self.layer is not None and self.layer.ended):
                 return b""
             data = await self._receive()
             if not data:

@@ -347,8 +347,9 @@ def check_stream(sock, half_close=False):
     assert digest.digest() == hashlib.sha256(data).digest()
 
 
-def check_datagrams(port, host, target, count=5, at=LOOPBACK):
-    """Datagrams of 900 B through SOCKS 5 UDP ASSOCIATE at ``port``, each asked for until it comes back."""
+def check_datagrams(port, host, target, count=5, at=LOOPBACK, also=None):
+    """Datagrams of 900 B through SOCKS 5 UDP ASSOCIATE at ``port``, each asked for until it comes back; by turns to
+    ``also`` too, another port of the same host."""
     with socket.create_connection((at, port), DEADLINE) as control:
         control.sendall(b"\x05\x01\x00")
         assert exactly(control, 2) == b"\x05\x00"
@@ -361,10 +362,12 @@ def check_datagrams(port, host, target, count=5, at=LOOPBACK):
         with socket.socket(family(at), socket.SOCK_DGRAM) as sock:
             sock.settimeout(2)
             for _ in range(count):
-                ask(sock, relay, encode(host, target), os.urandom(900))
+                for place in (target,) if also is None else (target, also):
+                    ask(sock, relay, encode(host, place), os.urandom(900))
 
 
 def ask(sock, relay, address, data):
+    """The answer must name who was asked, where an address was."""
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end:
         sock.sendto(b"\0\0\0" + address + data, relay)
@@ -372,5 +375,6 @@ def ask(sock, relay, address, data):
             while True:
                 found = sock.recv(65536)
                 if found.endswith(data):
+                    assert address[0] == 3 or found == b"\0\0\0" + address + data
                     return
     raise AssertionError("datagram never came back")

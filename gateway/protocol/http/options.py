@@ -1,15 +1,16 @@
-"""JSON objects of type ``http``; ``tls`` and ``set_system_proxy`` are not built yet."""
+"""JSON objects of type ``http``; ``tls`` of inbounds and ``set_system_proxy`` are not built yet."""
 
 from __future__ import annotations
 
-from gateway.config.shared import RemoteOptions, UserListenOptions
+from gateway.config.shared import UserListenOptions
+from gateway.transport.remote import TLSRemoteOptions
 
 
 class InboundOptions(UserListenOptions):
     """Nothing of its own."""
 
 
-class OutboundOptions(RemoteOptions, kw_only=True):
+class OutboundOptions(TLSRemoteOptions, kw_only=True):
     """``headers`` are added to the CONNECT request; ``path`` stands in its request line instead of the target."""
 
     username: str = ""

@@ -11,7 +11,7 @@ from gateway.core.flow import Flow, Network
 from gateway.core.stream import PacketConn, Stream
 from gateway.protocol.http import codec
 from gateway.protocol.http.options import OutboundOptions
-from gateway.transport.dial import Dialer
+from gateway.transport.remote import Remote
 
 HANDSHAKE = 15.0
 """Seconds that the proxy may take to connect."""
@@ -25,12 +25,11 @@ class Outbound:
         self.tag = tag
         self._options = options
         self._headers = {name: [value] if isinstance(value, str) else value for name, value in options.headers.items()}
-        self._server = Address.of(options.server, options.server_port)
-        self._dialer = Dialer(options, wiring)
+        self._remote = Remote(options, wiring)
 
     async def connect(self, flow: Flow, destination: Address) -> Stream:
         options = self._options
-        stream = await self._dialer.connect(self._server, flow)
+        stream = await self._remote.connect(flow)
         shake = codec.Connect(destination, options.username, options.password, self._headers, options.path)
         try:
             async with asyncio.timeout(HANDSHAKE):

@@ -51,6 +51,8 @@ class User(NamedTuple):
 class Client:
     """A client's layer. ``hello()`` is sent first; then ``encode`` and ``decode``."""
 
+    ended = False
+
     def __init__(
         self, method: Method, keys: Sequence[bytes], destination: Address, random: Random, clock: Clock
     ) -> None:
@@ -141,6 +143,8 @@ class Server:
     ``keys``: the main keys by user ("" where there is one without a name). ``identity``: the server's own key, where
     the users of a 2022 method are told apart by identity headers.
     """
+
+    ended = False
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ from gateway.transport.tcp import SocketStream
 class Framed:
     """A toy layer: two bytes of length, then the bytes inverted; a frame of length 0 is the end mark."""
 
+    ended = False
+
     TABLE = bytes(255 - number for number in range(256))
 
     def __init__(self) -> None:
@@ -50,6 +52,15 @@ class Framed:
 
     def encode_eof(self) -> Buffer:
         return b"\0\0"
+
+
+class Marked(Framed):
+    """Heeds the end mark."""
+
+    def decode(self, data: Buffer) -> Buffer:
+        plain = super().decode(data)
+        self.ended = self.ended or bytes(data).endswith(b"\0\0")
+        return plain
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -127,6 +138,46 @@ def test_half_close_both_ways() -> None:
         assert await read_all(bench.remote) == b"still talking"
         assert await bench.ended is None
         bench.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("size", [0, 10, 1 << 22])
+def test_an_end_mark_ends_one_way_though_the_connection_stays(size: int) -> None:
+    async def body(edge: Edge) -> None:
+        bench = Bench(edge, remote=Marked())
+        data = os.urandom(size)
+        sending = asyncio.ensure_future(bench.loop.sock_sendall(bench.remote, bytes(Marked().encode(data)) + b"\0\0"))
+        assert await read_all(bench.client) == data
+        await sending
+        assert not bench.ended.done()
+        await bench.loop.sock_sendall(bench.client, b"still talking")
+        bench.client.close()
+        assert await read_all(bench.remote) == bytes(Marked().encode(b"still talking")) + b"\0\0"
+        assert await bench.ended is None
+        bench.close()
+
+    run(body)
+
+
+def test_an_end_mark_that_was_read_before_the_relay_began() -> None:
+    async def body(edge: Edge) -> None:
+        client, ours = tcp_pair()
+        remote, theirs = tcp_pair()
+        await edge.loop.sock_sendall(remote, bytes(Marked().encode(b"answer")) + b"\0\0")
+        far = SocketStream(edge, theirs, Marked())
+        assert await far.read(1) == b"a"
+        assert await far.read(5) == b"nswer"
+        assert await far.read() == b""
+        far.unread(b"answer")
+        ended: asyncio.Future[BaseException | None] = edge.loop.create_future()
+        relay(edge, pipes := Pipes(), SocketStream(edge, ours), far, ended.set_result)
+        assert await read_all(client) == b"answer"
+        client.close()
+        assert await read_all(remote) == b"\0\0"
+        assert await ended is None
+        remote.close()
+        pipes.close()
 
     run(body)
 
