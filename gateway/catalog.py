@@ -38,7 +38,7 @@ def _server(name: str) -> Entry:
 
 INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy", "tun")
 OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks", "trojan", "vless")
-DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
+DNS_SERVERS = ("dhcp", "hosts", "https", "local", "tcp", "tls", "udp")
 
 SECTIONS = {
     "route": ("gateway.route.options", "parse_route"),

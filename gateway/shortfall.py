@@ -14,9 +14,11 @@ from pathlib import Path
 
 from gateway.config.fields import as_list
 from gateway.config.root import Config, Tagged
+from gateway.core.errors import ConfigError
 from gateway.kernel.probe import Finding, probe, tunnel
 from gateway.kernel.probe.finding import parameter
 from gateway.options import GatewayOptions
+from gateway.tls.client import read
 
 
 def shortfall(config: Config) -> Iterator[Finding]:
@@ -30,6 +32,7 @@ def shortfall(config: Config) -> Iterator[Finding]:
         yield from group(options)
     if any(inbound.type == "tun" for inbound in config.inbounds):
         yield from (finding for finding in tunnel(alone) if not finding.ok)
+    yield from certificates(config)
     for inbound in config.inbounds:
         yield from ports(inbound)
         if inbound.type == "tun":
@@ -50,6 +53,17 @@ def group(options: GatewayOptions) -> Iterator[Finding]:
     path = options.kernel.cgroup
     if path and not os.path.isdir(path):
         yield Finding("cgroup", False, f"{path} is not a folder: process rules are judged in userspace", needed=False)
+
+
+def certificates(config: Config) -> Iterator[Finding]:
+    """Files of authorities that ``tls`` objects name and that cannot be used; ``run`` does not start without them."""
+    for item in (*config.outbounds, *config.dns_servers):
+        tls = getattr(item.options, "tls", None)
+        if tls is not None and not tls.pem:
+            try:
+                read(config.directory, tls.certificate_path)
+            except ConfigError as error:
+                yield Finding(f"{item.type} {item.tag}", False, error.message)
 
 
 def device(inbound: Tagged) -> Iterator[Finding]:

@@ -167,6 +167,18 @@ def question(data: bytes) -> Question:
     return Question(read_name(data, HEADER), kind, klass, end + 4)
 
 
+def answers(data: bytes, asked: bytes) -> bool:
+    """Whether ``data`` is an answer to query ``asked``, its id aside."""
+    try:
+        if not flags(data) & QR:
+            return False
+        # An error may come back without its question.
+        bare = data[4:6] == b"\0\0" and rcode(data) != NOERROR
+        return bare or question(data)[:3] == question(asked)[:3]
+    except PeerError:
+        return False
+
+
 def records(data: bytes) -> list[Record]:
     """All records in order. Raises PeerError where one is cut, or where a count says more than there is."""
     if len(data) < HEADER:

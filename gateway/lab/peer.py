@@ -153,6 +153,7 @@ PLACES = ("usr/sbin", "usr/bin", "sbin", "bin")
 # startFromJSON blocks and returns on SIGTERM: nothing may follow it in the program.
 XRAY = "import sys,xray;xray.startFromJSON(open(sys.argv[-1]).read())"
 SOURCES: dict[str, Source] = {
+    "unbound": Debian("unbound", ("unbound",)),
     "ss-server": (_shadowsocks := Debian("shadowsocks-libev", ("ss-server", "ss-local"))),
     "ss-local": _shadowsocks,
     "conntrack": Debian("conntrack", ("conntrack",)),

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from ipaddress import ip_address
+from pathlib import Path
 from types import SimpleNamespace
 
 import dns.message
@@ -23,7 +24,7 @@ from gateway.dns.router import Router
 from gateway.dns.server import dhcp, local, udp
 from gateway.kernel.edge import Edge
 from tests import peers
-from tests.interop.harness import DEADLINE, exactly, free_port, program
+from tests.interop.harness import DEADLINE, build, exactly, free_port, program
 
 TEXT = ["x" * 250] * 12
 UNBOUND = """
@@ -85,11 +86,17 @@ class Ours:
         return status, flags, [line.split() for line in lines if not line.startswith(";")], done.stdout
 
 
-def run(servers, body, *, leases=(), **section):
+def run(servers, body, *, leases=(), outbounds=(), **section):
+    """``body`` with a resolver of ``servers``; ``outbounds`` by their tags, for detours."""
+
     async def main():
         edge = Edge(asyncio.get_running_loop())
         found = SimpleNamespace(servers=lambda interface="": leases)
-        wiring = SimpleNamespace(edge=edge, mark=0, route=None, leases=found, outbounds={})
+        wiring = SimpleNamespace(edge=edge, mark=0, route=None, leases=found, outbounds={}, directory=Path())
+        for outbound in outbounds:
+            wiring.outbounds[outbound["tag"]] = build(
+                "outbound", outbound["tag"], {key: value for key, value in outbound.items() if key != "tag"}, wiring
+            )
         built = {}
         for server in servers:
             rest = {key: value for key, value in server.items() if key not in ("type", "tag")}

@@ -21,6 +21,7 @@ from tests.interop.harness import (
     program,
     socks_connect,
 )
+from tests.interop.proxies import certificates, sing_box
 from tests.interop.web import bracket, curl, web
 
 USERS = [{"username": "me", "password": "secret"}]
@@ -100,6 +101,16 @@ def test_out_to_sing_box(users, at):
     server = program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=port, host=at)
     with echo(at) as target, server, Gateway({"type": "socks"}, outbound, at) as gateway:
         check_stream(socks_connect(gateway.port, at, target, at=at), half_close=True)
+
+
+@pytest.mark.peer("sing-box")
+@pytest.mark.parametrize("at", LOOPBACKS)
+def test_out_to_sing_box_in_tls(at):
+    with certificates() as files:
+        port, server = sing_box({"type": "http", "users": USERS, "tls": files.server()}, at)
+        outbound = {"type": "http", "server": at, "server_port": port, "tls": files.client(), **USERS[0]}
+        with echo(at) as target, server, Gateway({"type": "socks"}, outbound, at) as gateway:
+            check_stream(socks_connect(gateway.port, at, target, at=at), half_close=True)
 
 
 @pytest.mark.peer("sing-box")

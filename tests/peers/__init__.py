@@ -48,7 +48,7 @@ SOURCES: dict[str, Source] = {
     "kea-dhcp4": Debian("kea-dhcp4-server", ("kea-dhcp4",)),
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
     "busybox": (_busybox := Debian("busybox", ("busybox",))),
-    "unbound": Debian("unbound", ("unbound",)),
+    "dnsdist": Debian("dnsdist", ("dnsdist",)),
     "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),
     "tinyproxy": Debian("tinyproxy-bin", ("tinyproxy",)),

@@ -111,3 +111,16 @@ def test_what_a_tun_names(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     inbound |= {"address": "172.19.0.1/30", "interface_name": ABSENT}
     assert told({"inbounds": [inbound]}, "--host") == (0, [])
+
+
+def test_certificates_that_are_not_there(told: Any, tmp_path: Path) -> None:
+    tls = {"enabled": True, "server_name": "a.test", "certificate_path": "ca.pem"}
+    server = {"type": "tls", "tag": "dot", "server": "192.0.2.1", "tls": tls}
+    proxy = {"type": "trojan", "tag": "out", "server": "192.0.2.1", "server_port": 443, "password": "x", "tls": tls}
+    value = {"outbounds": [proxy], "dns": {"servers": [server]}}
+    assert told(value, "-D", str(tmp_path)) == (0, []), "the form is right"
+    code, lines = told(value, "-D", str(tmp_path), "--host")
+    assert code == 1
+    assert len([line for line in lines if f"{tmp_path}/ca.pem: No such file" in line]) == 2
+    (tmp_path / "ca.pem").write_text("nothing")
+    assert "no certificate in it" in told(value, "-D", str(tmp_path), "--host")[1][0]

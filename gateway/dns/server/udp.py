@@ -13,7 +13,7 @@ import secrets
 from gateway.config.shared import DialerOptions
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
-from gateway.core.errors import DialError, PeerError
+from gateway.core.errors import DialError
 from gateway.core.stream import Buffer, PacketConn
 from gateway.dns import message
 from gateway.dns.server import tcp
@@ -129,17 +129,8 @@ class _Port:
 
     def _answer(self, answer: bytes) -> None:
         query, future = self._waiting.get(int.from_bytes(answer[:2], "big"), (b"", None))
-        if future is None or future.done():
-            return
-        try:
-            if not message.flags(answer) & message.QR:
-                return
-            # An error may come back without its question.
-            bare = answer[4:6] == b"\0\0" and message.rcode(answer) != message.NOERROR
-            if bare or message.question(answer)[:3] == message.question(query)[:3]:
-                future.set_result(answer)
-        except PeerError:
-            pass
+        if future is not None and not future.done() and message.answers(answer, query):
+            future.set_result(answer)
 
     def retire(self) -> None:
         """No new queries; closes when the last one is answered."""
