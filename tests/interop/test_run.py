@@ -24,14 +24,16 @@ from tests.interop.harness import (
     program,
     socks_connect,
 )
+from tests.interop.proxies import certificates
+from tests.interop.proxies import sing_box as proxy
 from tests.interop.test_shadowsocks import PASSWORDS, sing_box
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
-def gateway(port, outbounds, rules, final):
-    """Our own process with a mixed inbound on ``port``."""
+def gateway(port, outbounds, rules, final, *words):
+    """Our own process with a mixed inbound on ``port``; ``words`` go on after ``run``."""
     config = {
         "log": {"level": "info"},
         "inbounds": [{"type": "mixed", "tag": "in", "listen": "127.0.0.1", "listen_port": port}],
@@ -39,7 +41,7 @@ def gateway(port, outbounds, rules, final):
         "route": {"rules": rules, "final": final},
     }
     command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG"]
-    with program(*command, "--instance", f"test-{os.getpid()}-{port}", config=config, ready=port) as process:
+    with program(*command, *words, "--instance", f"test-{os.getpid()}-{port}", config=config, ready=port) as process:
         yield process
 
 
@@ -76,6 +78,40 @@ def test_proxied_and_direct_through_the_real_relay(method):
             check_stream(socks_connect(port, "127.0.0.1", near))
             with pytest.raises((AssertionError, OSError)):
                 check_stream(socks_connect(port, "127.0.0.1", far))
+
+
+@pytest.mark.peer("sing-box")
+@pytest.mark.parametrize("kind", ["trojan", "vless", "vless in trojan"])
+def test_in_tls_through_the_real_relay(kind):
+    """The path of the authority's file starts where -D says. Of two protocols the inner one is in TLS too."""
+    port = free_port()
+    secret = {"trojan": {"password": "secret"}, "vless": {"uuid": "a house"}}
+    with certificates() as files, contextlib.ExitStack() as stack, echo() as near, echo() as far:
+        outbounds = [DIRECT]
+        for number, name in enumerate(kind.split(" in ")):
+            inbound = {"type": name, "tls": files.server(), "users": [{"name": "me", **secret[name]}]}
+            server, theirs = proxy(inbound)
+            stack.enter_context(theirs)
+            outbound = {"type": name, "tag": f"proxy{number}", "server": LOOPBACK, "server_port": server}
+            tls = files.client(certificate_path="ca.pem")
+            outbounds.append(outbound | secret[name] | {"tls": tls})
+        if kind == "vless in trojan":
+            outbounds[1]["detour"] = "proxy1"
+        rules = [{"port": far, "outbound": "proxy0"}]
+        stack.enter_context(gateway(port, outbounds, rules, "direct", "-D", files.ca.parent))
+        check_stream(socks_connect(port, LOOPBACK, near), half_close=True)
+        for _ in range(3):
+            check_stream(socks_connect(port, LOOPBACK, far), half_close=True)
+            check_stream(socks_connect(port, LOOPBACK, far))
+        check_datagrams(port, LOOPBACK, far)
+
+
+def test_a_certificate_that_is_not_there_stops_the_start():
+    tls = {"enabled": True, "certificate_path": "none.pem"}
+    outbound = {"type": "trojan", "tag": "proxy", "server": LOOPBACK, "server_port": 1, "password": "x", "tls": tls}
+    said = r"outbounds\[1\].tls.certificate_path: .*none.pem: No such file"
+    with pytest.raises(AssertionError, match=said), gateway(free_port(), [DIRECT, outbound], [], "direct"):
+        pass
 
 
 @pytest.mark.peer("ss-server")
