@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from gateway.config.fields import as_list
-from gateway.config.shared import Options
+from gateway.config.shared import Options, RemoteOptions
 from gateway.tls.client import Demands, authorities
 from gateway.tls.suites import openssl
 
@@ -49,3 +49,9 @@ class OutboundTLSOptions(Options):
             self.insecure, tuple(as_list(self.alpn)) or protocols, self.min_version, self.max_version,
             tuple(as_list(self.cipher_suites)), pem,
         )  # fmt: skip
+
+
+class TLSRemoteOptions(RemoteOptions, kw_only=True):
+    """Dial fields and the address of a server that may speak TLS."""
+
+    tls: OutboundTLSOptions | None = None

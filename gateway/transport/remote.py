@@ -6,25 +6,18 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.config.shared import RemoteOptions
 from gateway.core.address import Address
 from gateway.core.contracts import Edge, Wiring
 from gateway.core.errors import ConfigError, DialError, PeerError
 from gateway.core.flow import Flow
 from gateway.core.stream import Stream
 from gateway.tls.client import Client
-from gateway.tls.options import OutboundTLSOptions
+from gateway.tls.options import OutboundTLSOptions, TLSRemoteOptions
 from gateway.transport.dial import Dialer
 from gateway.transport.layered import add_layer
 
 HANDSHAKE = 15.0
 """Seconds that a TLS handshake may take."""
-
-
-class TLSRemoteOptions(RemoteOptions, kw_only=True):
-    """A server that may speak TLS."""
-
-    tls: OutboundTLSOptions | None = None
 
 
 class Remote:
@@ -34,7 +27,8 @@ class Remote:
         self.address = Address.of(options.server, options.server_port)
         self._wiring = wiring
         self._dialer = Dialer(options, wiring)
-        self._client = client(options.tls, options.server, wiring.directory) if options.tls else None
+        tls = options.tls
+        self._client = client(tls, options.server, wiring.directory) if tls is not None and tls.enabled else None
 
     async def connect(self, flow: Flow | None = None) -> Stream:
         """A stream to the server, past the TLS handshake. Raises DialError, and what a detour raises."""
@@ -44,11 +38,8 @@ class Remote:
         return (await secure(self._wiring.edge, stream, self._client))[0]
 
 
-def client(options: OutboundTLSOptions, server: str, directory: Path, *protocols: str) -> Client | None:
-    """What ``options`` ask for, None where they are not ``enabled``. Raises ConfigError, its path from the options that
-    hold ``tls`` on."""
-    if not options.enabled:
-        return None
+def client(options: OutboundTLSOptions, server: str, directory: Path, *protocols: str) -> Client:
+    """See ``tls.client.Client``. Raises ConfigError, its path from the options that hold ``tls`` on."""
     try:
         return Client(options, server, directory, protocols)
     except ConfigError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 from typing import Literal
 
-from msgspec import field, structs
+from msgspec import field
 
 from gateway.config.fields import as_list
 from gateway.config.shared import DialerOptions
@@ -21,7 +21,7 @@ PATH = "/dns-query"
 
 
 class Options(DialerOptions, kw_only=True):
-    """``tls`` is enabled, whatever it says. ``method``: "" is POST; sing-box takes the field and always posts."""
+    """``tls`` counts whatever its ``enabled`` says. ``method``: "" is POST."""
 
     server: str
     server_port: int = 443
@@ -66,12 +66,10 @@ class Server:
         self._request = options.request
         self._wiring = wiring
         self._dialer = Dialer(options, wiring)
-        tls = structs.replace(options.tls, enabled=True)
-        self._client = client(tls, options.server, wiring.directory, "h2", "http/1.1")
+        self._client = client(options.tls, options.server, wiring.directory, "h2", "http/1.1")
         self._pool = Pool(self._dial)
 
     async def _dial(self) -> Line:
-        assert self._client is not None
         stream = await self._dialer.connect(self._address)
         secured, protocol = await secure(self._wiring.edge, stream, self._client)
         kind = H2Line if protocol == "h2" else H1Line

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from msgspec import field, structs
+from msgspec import field
 
 from gateway.config.shared import DialerOptions
 from gateway.core.address import Address
@@ -21,7 +21,7 @@ from gateway.transport.remote import client, secure
 
 
 class Options(DialerOptions, kw_only=True):
-    """``tls`` is enabled, whatever it says."""
+    """``tls`` counts whatever its ``enabled`` says."""
 
     server: str
     server_port: int = 853
@@ -37,11 +37,10 @@ class Server:
         self._address = Address.of(options.server, options.server_port or 853)
         self._wiring = wiring
         self._dialer = Dialer(options, wiring)
-        self._client = client(structs.replace(options.tls, enabled=True), options.server, wiring.directory)
+        self._client = client(options.tls, options.server, wiring.directory)
         self._pool = Pool(self._dial)
 
     async def _dial(self) -> Line:
-        assert self._client is not None
         stream = await self._dialer.connect(self._address)
         return Pipeline((await secure(self._wiring.edge, stream, self._client))[0], str(self._address))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.config.shared import NetworkList
-from gateway.transport.remote import TLSRemoteOptions
+from gateway.tls.options import TLSRemoteOptions
 
 
 class OutboundOptions(TLSRemoteOptions, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from gateway.config import anchor
 from gateway.config.shared import NetworkList
-from gateway.transport.remote import TLSRemoteOptions
+from gateway.tls.options import TLSRemoteOptions
 
 
 class OutboundOptions(TLSRemoteOptions, kw_only=True):

@@ -107,3 +107,14 @@ def test_wrong_packet_addresses() -> None:
         with pytest.raises(PeerError) as caught:
             packet.PacketAddress().unwrap(Reader(len(inside).to_bytes(2, "big") + inside))
         assert not isinstance(caught.value, Incomplete)
+
+
+@given(st.sampled_from(sorted(FRAMINGS)), st.binary(max_size=80))
+def test_any_bytes_are_a_frame_or_an_error(name: str, data: bytes) -> None:
+    reader = Reader(data)
+    framing = FRAMINGS[name][0]()
+    try:
+        while reader.left:
+            framing.unwrap(reader)
+    except (PeerError, EOFError):
+        pass
