@@ -15,6 +15,8 @@ from gateway.tls.verdict import is_for, reason
 
 RECORD = 16384
 """Plain bytes of one record at most."""
+STEP = 4 * RECORD
+"""Bytes given to OpenSSL at a time: its buffer keeps the greatest size that it ever had."""
 
 
 class TLSLayer:
@@ -53,37 +55,49 @@ class TLSLayer:
 
     def encode(self, data: Buffer) -> Buffer:
         view = memoryview(data)
-        write = self._tls.write
+        write, parts = self._tls.write, []
         try:
             for start in range(0, len(view), RECORD):
                 write(view[start : start + RECORD])
+                if not (start + RECORD) % STEP:
+                    parts.append(self._outgoing.read())
         except ssl.SSLError as error:
             raise PeerError(f"tls: {reason(error)}") from error
-        return self._outgoing.read()
+        if not parts:
+            return self._outgoing.read()
+        return b"".join((*parts, self._outgoing.read()))
 
     def decode(self, data: Buffer) -> Buffer:
-        incoming = self._incoming
-        incoming.write(data)
-        if incoming.pending <= RECORD:
+        size = len(data) + self._incoming.pending
+        if size <= RECORD:
+            self._incoming.write(data)
             return self._few()
-        read = self._tls.read
         # A record that began earlier may be longer when open than what came of it now.
-        out = self._room.take(incoming.pending + 2 * RECORD)
-        at = 0
+        out = self._room.take(size + 2 * RECORD)
+        view, at = memoryview(data), 0
         try:
-            while incoming.pending:
-                count = read(RECORD, out[at:])
-                if not count:
-                    self.ended = True
-                    break
-                at += int(count)
-        except ssl.SSLWantReadError:
-            pass
+            for start in range(0, len(view) or 1, STEP):
+                self._incoming.write(view[start : start + STEP])
+                at = self._many(out, at)
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
             raise PeerError(f"tls: {reason(error)}") from error
         return out[:at]
+
+    def _many(self, out: memoryview, at: int) -> int:
+        """What can be read now, to ``out`` from ``at`` on; where it ends."""
+        incoming, read = self._incoming, self._tls.read
+        try:
+            while incoming.pending:
+                count = int(read(RECORD, out[at:]))
+                if not count:
+                    self.ended = True
+                    break
+                at += count
+        except ssl.SSLWantReadError:
+            pass
+        return at
 
     def _few(self) -> bytes:
         """Without a buffer that an idle connection would keep."""

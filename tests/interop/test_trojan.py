@@ -66,11 +66,11 @@ def test_out_to_xray(at):
             check(gateway.port, target, "echo.test", at)
 
 
-@pytest.mark.peer("sing-box")
-def test_wrong_password():
+@pytest.mark.parametrize("peer", [pytest.param(name, marks=pytest.mark.peer(name)) for name in ("sing-box", "xray")])
+def test_wrong_password(peer):
     """A Trojan server says nothing of it: the connection ends without a byte."""
     with certificates() as files:
-        port, server = theirs(files.server())
+        port, server = theirs(files.server()) if peer == "sing-box" else xrays(files.xray())
         with echo() as target, server, out(port, files.client(), password="wrong") as gateway:
             sock = socks_connect(gateway.port, LOOPBACK, target)
             sock.sendall(b"hello")

@@ -81,16 +81,16 @@ def test_several_peers_of_one_session():
                 check_datagrams(gateway.port, LOOPBACK, one, also=other)
 
 
-@pytest.mark.peer("sing-box")
-def test_text_that_is_no_uuid():
-    port, server = theirs(uuid="my house")
+@pytest.mark.parametrize("peer", [pytest.param(name, marks=pytest.mark.peer(name)) for name in ("sing-box", "xray")])
+def test_text_that_is_no_uuid(peer):
+    port, server = theirs(uuid="my house") if peer == "sing-box" else xrays({"network": "tcp"}, uuid="my house")
     with echo() as target, server, out(port, uuid="my house") as gateway:
         check_stream(socks_connect(gateway.port, LOOPBACK, target))
 
 
-@pytest.mark.peer("sing-box")
-def test_wrong_uuid():
-    port, server = theirs()
+@pytest.mark.parametrize("peer", [pytest.param(name, marks=pytest.mark.peer(name)) for name in ("sing-box", "xray")])
+def test_wrong_uuid(peer):
+    port, server = theirs() if peer == "sing-box" else xrays({"network": "tcp"})
     with echo() as target, server, out(port, uuid=UUID.replace("8", "9")) as gateway:
         sock = socks_connect(gateway.port, LOOPBACK, target)
         sock.sendall(b"hello")
