@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv6Address
 from typing import Literal
 
@@ -17,7 +18,11 @@ from gateway.tls.options import OutboundTLSOptions
 from gateway.transport.dial import Dialer
 from gateway.transport.remote import client, secure
 
-PATH = "/dns-query"
+DEFAULT = "/dns-query"
+PATH = re.compile(r"/[!$-;=?-Z_a-z~]*")
+NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+OURS = {"connection", "content-length", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"}
+"""Fields of the connection, which HTTP/2 forbids, and the length of what is sent (RFC 9113 section 8.2.2)."""
 
 
 class Options(DialerOptions, kw_only=True):
@@ -31,11 +36,14 @@ class Options(DialerOptions, kw_only=True):
     tls: OutboundTLSOptions = field(default_factory=OutboundTLSOptions)
 
     def __post_init__(self) -> None:
-        for text in (self.path, *(text for pair in self.fields for text in pair)):
-            if any(char < " " or char == "\x7f" for char in text):
-                raise ValueError("path and headers have no control characters")
-        if " " in self.path or (self.path and not self.path.startswith("/")):
-            raise ValueError('path begins with "/" and has no blanks')
+        for name, value in self.fields:
+            if not NAME.fullmatch(name) or name in OURS:
+                raise ValueError(f'headers: "{name}" cannot be set here')
+            if not value.isascii() or any(char < " " or char == "\x7f" for char in value):
+                raise ValueError(f"headers: the value of {name} has other characters than printable ASCII")
+        if self.path and not PATH.fullmatch(self.path):
+            raise ValueError('path begins with "/" and has only what may stand in a URL; write others as %XX')
+        _ = self.request  # raises for a host that is no name
 
     @property
     def fields(self) -> list[tuple[str, str]]:
@@ -49,11 +57,11 @@ class Options(DialerOptions, kw_only=True):
         if not host:
             place = Address.of("" if self.tls.disable_sni else self.tls.server_name or self.server, 0).host
             place = place or Address.of(self.server, 0).host
-            host = f"[{place}]" if isinstance(place, IPv6Address) else str(place)
+            host = f"[{place}]" if isinstance(place, IPv6Address) else str(place).encode("idna").decode()
         if self.server_port not in (0, 443):
             host = f"{host}:{self.server_port}"
         rest = [(name, value) for name, value in self.fields if name != "host"]
-        return Request(host, self.path or PATH, self.method == "GET", rest)
+        return Request(host, self.path or DEFAULT, self.method == "GET", rest)
 
 
 class Server:

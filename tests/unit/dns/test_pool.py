@@ -393,7 +393,21 @@ def test_requests() -> None:
         ({"server": "192.0.2.1", "tls": {"server_name": "dns.test"}}, "dns.test"),
         ({"server": "192.0.2.1", "tls": {"server_name": "dns.test", "disable_sni": True}}, "192.0.2.1"),
         ({"server": "192.0.2.1", "headers": {"Host": "h.test"}}, "h.test"),
+        ({"server": "d\u00fcns.test"}, "xn--dns-hoa.test"),
     ],
 )
 def test_whose_name_a_request_has(fields: dict[str, object], authority: str) -> None:
     assert msgspec.convert(fields, Options).request.authority == authority
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"path": "dns-query"}, {"path": "/a b"}, {"path": "/\u00fc"}, {"path": "/a\nb"}, {"headers": {"A b": "1"}},
+        {"headers": {"Connection": "close"}}, {"headers": {"A": "1\r\nB: 2"}}, {"headers": {"A": ["1", "\u00fc"]}},
+        {"server": "a" * 64 + ".test"}, {"method": "PUT"},
+    ],
+)  # fmt: skip
+def test_options_that_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"server": "dns.test", **fields}, Options)
