@@ -31,6 +31,7 @@ SABOTAGES = {
     "all-direct": "no rule is left",
     "all-proxied": "no rule is left, and what is left goes through the proxy",
     "no-dns-capture": "the LAN's name queries pass",
+    "wrong-server-name": "servers in TLS are asked for under a name that they do not have",
 }
 
 

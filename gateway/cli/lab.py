@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     up = actions.add_parser("up", help="make a lab and leave it standing")
     up.add_argument("scenario", choices=["home"])
     up.add_argument("--seed", type=int, help="draw the same names and addresses again")
-    up.add_argument("--no-proxy", action="store_true", help="without the Shadowsocks servers, which must be fetched")
+    up.add_argument(
+        "--no-proxy", action="store_true", help="without servers that must be fetched: proxies, encrypted names"
+    )
     up.add_argument("--json", action="store_true", help="print the plan as one JSON document")
     down = actions.add_parser("down", help="take down one lab, or all that are there")
     down.add_argument("id", nargs="?")
@@ -51,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def programs(proxy: bool = True) -> dict[str, str]:
-    """The executables that the scenario needs; the Shadowsocks servers are fetched on first use."""
+    """The executables that the scenario needs; servers of proxies and of encrypted names are fetched on first use."""
     found = {"python": sys.executable, "dnsmasq": shutil.which("dnsmasq", path=PATHS) or str(peer.path("dnsmasq"))}
     if proxy:
-        found |= {name: str(peer.path(name)) for name in ("ss-server", "xray")}
+        found |= {name: str(peer.path(name)) for name in ("ss-server", "xray", "unbound")}
     return found
 
 
@@ -97,6 +99,9 @@ def describe(name: str, seed: int, folder: Path, drawn: home.Home) -> str:
             f"{drawn.shadowsocks_password}",
             f"          {services.SHADOWSOCKS_2022_METHOD} on {services.SHADOWSOCKS_2022_PORT}, password "
             f"{drawn.shadowsocks_2022_password}",
+            f"          in TLS, certificates of {folder}/shared/ca.pem: trojan on {services.TROJAN_PORT}, password "
+            f"{drawn.trojan_password}",
+            f"          vless on {services.VLESS_PORT}, {drawn.vless_uuid}",
             f"  cgroup of the router, for gateway.kernel.cgroup: {state.load(name).group}/router",
             "",
             f"  gateway lab exec {name} router gateway run -c config.json",

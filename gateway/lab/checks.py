@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from gateway.kernel import mark
 from gateway.lab.beside import foreign_marks_kept, tun_lan_wide
+from gateway.lab.encrypted import doh, dot, trojan, vless
 from gateway.lab.faults import fails_closed, kill9_fails_open, reload_keeps_flows
 from gateway.lab.forecast import ROUTED, CheckError, expect
 from gateway.lab.observe import (
@@ -246,10 +247,14 @@ CHECKS: dict[str, Check] = {
     "proxied-by-group": proxied_by_group,
     "proxied-by-cgroup": proxied_by_cgroup,
     "proxied-udp": proxied_udp,
+    "trojan": trojan,
+    "vless": vless,
     "quic-sniffed": quic_sniffed,
     "quic-handed-back": quic_handed_back,
     "blocked": blocked,
     "dns-intercepted": dns_intercepted,
+    "dot": dot,
+    "doh": doh,
     "ipv6-proxied": ipv6_proxied,
     "ipv6-direct": ipv6_direct,
     "port-forward-kept": port_forward_kept,

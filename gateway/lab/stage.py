@@ -24,6 +24,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.netns import LabError
 from gateway.lab.process import Process, User
 from gateway.lab.scenario import home
+from gateway.lab.scenario.services import TROJAN_PORT, VLESS_PORT
 from gateway.lab.snapshot import snapshot
 from gateway.service.control import alive, ask
 
@@ -125,6 +126,7 @@ class Stage:
         drawn, (direct, rejected, _, _, far) = self.home, value["route"]["rules"]
         value["dns"]["servers"][0]["server"] = drawn.resolver.ipv4
         value["outbounds"][1] |= {"server": drawn.vps.ipv4, "password": drawn.shadowsocks_password}
+        self._encrypt(value)
         direct["ip_cidr"] = [drawn.sites[0].ipv4, drawn.sites[0].ipv6]
         rejected["ip_cidr"] = [drawn.sites[4].ipv4, drawn.sites[4].ipv6]
         other = "02" + drawn.lan3_mac[2:-2] + f"{int(drawn.lan3_mac[-2:], 16) ^ 1:02x}"
@@ -132,6 +134,7 @@ class Stage:
         value["route"]["rules"] = [
             {"source_mac_address": other if self.sabotage == "private-mac" else drawn.lan3_mac, "outbound": "direct"},
             {"process_path": [str(self.tool), str(self.copy("upgraded"))], "outbound": "proxy"},
+            *({"process_path": str(self.copy(name)), "outbound": name} for name in ("trojan", "vless")),
             {"user": USER, "outbound": "proxy"},
             {"group": GROUP, "outbound": "proxy"},
             {"cgroup": f"/{unit}", "outbound": "proxy"},
@@ -143,6 +146,26 @@ class Stage:
         if self.sabotage == "all-proxied":
             value["route"] |= {"rules": [], "final": "proxy"}
         return value
+
+    def _encrypt(self, value: dict[str, Any]) -> None:
+        """Servers and proxies in TLS: two names are asked for over TLS and over HTTPS, two copies of curl go through
+        Trojan and VLESS."""
+        drawn = self.home
+
+        def tls(site: home.Site) -> dict[str, Any]:
+            name = "elsewhere.example" if self.sabotage == "wrong-server-name" else site.names[0]
+            return {"enabled": True, "server_name": name, "certificate_path": str(self.lab.shared / "ca.pem")}
+
+        proxy = {"server": drawn.vps.ipv4, "tls": tls(drawn.vps)}
+        value["outbounds"] += [
+            {"type": "trojan", "tag": "trojan", "server_port": TROJAN_PORT, "password": drawn.trojan_password, **proxy},
+            {"type": "vless", "tag": "vless", "server_port": VLESS_PORT, "uuid": drawn.vless_uuid, **proxy},
+        ]
+        server = {"server": drawn.resolver.ipv4, "tls": tls(drawn.resolver)}
+        value["dns"]["servers"] += [{"type": "tls", "tag": "dot", **server}, {"type": "https", "tag": "doh", **server}]
+        value["dns"]["rules"] = [
+            {"domain": name, "server": tag} for name, tag in zip(drawn.secret_names, ("dot", "doh"), strict=True)
+        ]
 
     def write(self) -> list[Path]:
         paths = [self.lab.folder / "home.json", self.lab.folder / "gateway.json"]

@@ -3,8 +3,8 @@
 ::
 
     lan1 ──┐                                    ┌─ site1 ... site5   HTTP, HTTPS, HTTP/3, UDP echo, banner
-    lan2 ──┼─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server
-    lan3 ──┤                        DHCP, DNS   └─ vps               Shadowsocks (libev) and Shadowsocks 2022 (Xray)
+    lan2 ──┼─ [lan] router [wan] ── [wan] isp ──┼─ resolver          a public DNS server, in TLS too
+    lan3 ──┤                        DHCP, DNS   └─ vps               Shadowsocks (libev); its 2022, Trojan, VLESS (Xray)
     inner ─┘
       └─ guest
 
@@ -21,6 +21,7 @@ import base64
 import datetime
 import ipaddress
 import random
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -78,12 +79,19 @@ class Home:
     vps: Site
     shadowsocks_password: str
     shadowsocks_2022_password: str
+    trojan_password: str
+    vless_uuid: str
     wan_mac: str
 
     @property
     def inside(self) -> tuple[Site, ...]:
         """The hosts of the LAN and what is behind them."""
         return self.lan1, self.lan2, self.lan3, self.inner, self.guest
+
+    @property
+    def secret_names(self) -> tuple[str, str]:
+        """Names that the resolver tells over TLS and over HTTPS alone, both of the second site."""
+        return f"dot.{self.resolver.names[0]}", f"doh.{self.resolver.names[0]}"
 
     @property
     def records(self) -> Mapping[str, tuple[str, str]]:
@@ -134,6 +142,8 @@ def draw(chance: random.Random, sites: int = 5) -> Home:
         shadowsocks_password=chance.randbytes(12).hex(),
         shadowsocks_2022_password=base64.b64encode(chance.randbytes(16)).decode(),
         wan_mac="02:" + ":".join(f"{byte:02x}" for byte in chance.randbytes(5)),
+        trojan_password=chance.randbytes(12).hex(),
+        vless_uuid=str(uuid.UUID(bytes=chance.randbytes(16), version=4)),
     )
 
 
@@ -147,7 +157,7 @@ def topology(
 ) -> Topology:
     """The laboratory of ``home``.
 
-    ``programs``: executables ``python dnsmasq ss-server xray``; a VPS service without its program is left out.
+    ``programs``: executables ``python dnsmasq ss-server xray unbound``; what has no program is left out.
     ``renew`` is what the DHCP server says for T1 and T2, in seconds. ``uplink`` False leaves the cable of the WAN
     out; plug :func:`uplink_link` in later.
     """

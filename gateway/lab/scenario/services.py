@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.lab.topology import Listener, Service
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SITE_PORTS = {"http": 80, "https": 443, "udp": 7, "quic": 443, "banner": 22}
 SHADOWSOCKS_PORT, SHADOWSOCKS_2022_PORT = 8388, 8389
+TROJAN_PORT, VLESS_PORT = 8443, 8444
 SHADOWSOCKS_METHOD, SHADOWSOCKS_2022_METHOD = "aes-128-gcm", "2022-blake3-aes-128-gcm"
 
 
@@ -23,6 +24,7 @@ def services(home: Home, programs: Mapping[str, str], renew: tuple[int, int]) ->
         _names(home, "resolver", programs, ""),
         *(_site(site, programs) for site in home.sites),
         *_vps(home, programs),
+        *_encrypted_names(home, programs),
         _banner("router", programs),
         _banner("lan1", programs),
         _banner("lan2", programs),
@@ -37,6 +39,22 @@ def _names(home: Home, host: str, programs: Mapping[str, str], more: str) -> Ser
     text = "\n".join([*base, *records]) + "\n" + more
     command = (programs["dnsmasq"], "--keep-in-foreground", "--conf-file={folder}/dnsmasq.conf")
     return Service(host, "dnsmasq", command, {"dnsmasq.conf": text}, ready=(("udp", 53), ("tcp", 53)))
+
+
+def _encrypted_names(home: Home, programs: Mapping[str, str]) -> list[Service]:
+    """unbound beside the resolver's dnsmasq: DNS over TLS and over HTTPS, of names that dnsmasq does not know."""
+    if "unbound" not in programs:
+        return []
+    lines = ["server:", "  do-daemonize: no", "  use-syslog: no", '  username: ""', '  chroot: ""', '  pidfile: ""']
+    lines += ['  directory: "{folder}"', '  module-config: "iterator"', "  access-control: 0.0.0.0/0 allow"]
+    lines += ["  tls-port: 853", "  https-port: 443"]
+    lines += ['  tls-service-key: "{shared}/site.key"', '  tls-service-pem: "{shared}/site.pem"']
+    lines += [f"  interface: {home.resolver.ipv4}@{port}" for port in (853, 443)]
+    for name in home.secret_names:
+        lines += [f'  local-data: "{name}. 60 IN A {home.sites[1].ipv4}"']
+    text = "\n".join([*lines, "remote-control:", "  control-enable: no", ""])
+    command = (programs["unbound"], "-d", "-p", "-c", "{folder}/unbound.conf")
+    return [Service("resolver", "unbound", command, {"unbound.conf": text}, ready=(_tcp(853), _tcp(443)))]
 
 
 def _dhcp(home: Home, renew: tuple[int, int]) -> str:
@@ -90,7 +108,7 @@ def _vps(home: Home, programs: Mapping[str, str]) -> list[Service]:
         command = ("ss-server", programs["ss-server"], "-c")
         services.append(_proxy(command, json.dumps(settings), SHADOWSOCKS_PORT))
     if "xray" in programs:
-        inbound = {
+        shadowsocks = {
             "listen": "::",
             "port": SHADOWSOCKS_2022_PORT,
             "protocol": "shadowsocks",
@@ -101,10 +119,23 @@ def _vps(home: Home, programs: Mapping[str, str]) -> list[Service]:
             },
         }
         # Without this rule Xray's freedom refuses addresses that it takes for private.
-        freedom = {"protocol": "freedom", "settings": {"finalRules": [{"action": "allow"}]}}
-        text = json.dumps({"log": {"loglevel": "info"}, "inbounds": [inbound], "outbounds": [freedom]})
+        freedom = {"tag": "out", "protocol": "freedom", "settings": {"finalRules": [{"action": "allow"}]}}
+        log = {"loglevel": "info", "access": "{folder}/access"}
+        text = json.dumps({"log": log, "inbounds": [shadowsocks, *_in_tls(home)], "outbounds": [freedom]})
         services.append(_proxy(("xray", programs["xray"]), text, SHADOWSOCKS_2022_PORT))
     return services
+
+
+def _in_tls(home: Home) -> list[dict[str, Any]]:
+    """Xray's inbounds of Trojan and VLESS, each tagged by its protocol."""
+    certificate = {"certificateFile": "{shared}/site.pem", "keyFile": "{shared}/site.key"}
+    stream = {"network": "tcp", "security": "tls", "tlsSettings": {"certificates": [certificate]}}
+    trojan = {"clients": [{"password": home.trojan_password}]}
+    vless = {"clients": [{"id": home.vless_uuid}], "decryption": "none"}
+    return [
+        {"tag": name, "listen": "::", "port": port, "protocol": name, "settings": settings, "streamSettings": stream}
+        for name, port, settings in (("trojan", TROJAN_PORT, trojan), ("vless", VLESS_PORT, vless))
+    ]
 
 
 def _tcp(port: int) -> Listener:

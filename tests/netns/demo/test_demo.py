@@ -19,9 +19,14 @@ OWN = {
 DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct", "quic-handed-back"}
 BOTH = OWN | {"shared-address-conflict", "direct-by-mac"}
 """Of one who is proxied and one who is direct."""
-PREDICTED = PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
+CARRIED = {"trojan", "vless"}
+NAMES = {"dot", "doh"}
+"""What the gateway says and asks in TLS."""
+PREDICTED = (
+    CARRIED | PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
+)
 """Checks of flows that the rules decide."""
-EVERY = PREDICTED | {
+EVERY = PREDICTED | NAMES | {
     "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "hairpin-udp", "own-ssh-kept", "tun-lan-wide",
     "wan-closed", "fails-closed", "renew", "clean-stop",
 }  # fmt: skip
@@ -57,9 +62,12 @@ def test_everything_holds() -> None:
         ("no-gateway", EVERY),
         ("open-wan", {"wan-closed"}),
         # SIGKILL: the UDP socket was to be proxied before. Handed back: nothing is sniffed.
-        ("all-direct", PROXIED | BOTH | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open"}),
+        (
+            "all-direct",
+            PROXIED | CARRIED | BOTH | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open"},
+        ),
         # The second router's flows, and those that were to outlive us, go through the proxy too.
-        ("all-proxied", DIRECT | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
+        ("all-proxied", DIRECT | CARRIED | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
         # What the kernel cannot tell goes to userspace, which asks /proc: who is proxied still is, but no flow of the
         # router is the kernel's alone.
         ("no-bpf", OWN),
@@ -76,7 +84,8 @@ def test_everything_holds() -> None:
         ("whole-marks", {"foreign-marks-kept"}),
         ("no-auto-route", {"tun-lan-wide"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
-        ("no-dns-capture", {"dns-intercepted", "direct-by-domain"}),
+        ("no-dns-capture", NAMES | {"dns-intercepted", "direct-by-domain"}),
+        ("wrong-server-name", NAMES | CARRIED),
     ],
 )
 def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:

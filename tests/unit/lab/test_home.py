@@ -12,7 +12,7 @@ from gateway.lab import wiring
 from gateway.lab.scenario import home
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-PROGRAMS = {"python": "python", "dnsmasq": "dnsmasq", "ss-server": "ss-server", "xray": "xray"}
+PROGRAMS = {"python": "python", "dnsmasq": "dnsmasq", "ss-server": "ss-server", "xray": "xray", "unbound": "unbound"}
 DOCUMENTATION = [
     ipaddress.ip_network(text) for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 ]
