@@ -202,6 +202,7 @@ class Host:
                     "interface": one.interface,
                     "addresses": list(one.addresses),
                     "problem": one.problem,
+                    "owner": one.owner,
                     "ready": one.ready,
                     "elected": one is self.uplinks.elected,
                     "dns": [str(ip) for ip in one.dns],

@@ -17,6 +17,7 @@ from gateway.config.root import Config, Tagged
 from gateway.kernel.probe import Finding, probe, tunnel
 from gateway.kernel.probe.finding import parameter
 from gateway.options import GatewayOptions
+from gateway.uplink import owner
 
 
 def shortfall(config: Config) -> Iterator[Finding]:
@@ -37,12 +38,16 @@ def shortfall(config: Config) -> Iterator[Finding]:
 
 
 def interfaces(options: GatewayOptions) -> Iterator[Finding]:
-    """Interfaces that are named and not there, or not up."""
-    there = {name for _, name in socket.if_nameindex()}
+    """Interfaces that are named and not there, and uplinks on which another program asks for a lease."""
+    there = {name: index for index, name in socket.if_nameindex()}
     named = [("uplink", one.interface) for one in options.uplinks] + [("lan", one.interface) for one in options.lans]
     for role, name in named:
         if name not in there:
             yield Finding(f"{role} {name}", False, "there is no such interface; run waits for it")
+    wanted = [one.interface for one in options.uplinks if one.dhcp4 is not None]
+    asking = {name: there[name] for name in wanted if name in there}
+    for name, other in owner.every(asking).items():
+        yield Finding(f"uplink {name}", False, str(owner.LinkOwned(name, other)), other.release)
 
 
 def group(options: GatewayOptions) -> Iterator[Finding]:

@@ -46,6 +46,8 @@ SOURCES: dict[str, Source] = {
     "tcpdump": Debian("tcpdump", ("tcpdump",)),
     "wrk": Debian("wrk", ("wrk",)),
     "kea-dhcp4": Debian("kea-dhcp4-server", ("kea-dhcp4",)),
+    "dhclient": Debian("isc-dhcp-client", ("dhclient",)),
+    "dhcpcd": Debian("dhcpcd-base", ("dhcpcd",)),
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
     "busybox": (_busybox := Debian("busybox", ("busybox",))),
     "unbound": Debian("unbound", ("unbound",)),
