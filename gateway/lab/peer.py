@@ -155,6 +155,7 @@ XRAY = "import sys,xray;xray.startFromJSON(open(sys.argv[-1]).read())"
 SOURCES: dict[str, Source] = {
     "ss-server": (_shadowsocks := Debian("shadowsocks-libev", ("ss-server", "ss-local"))),
     "ss-local": _shadowsocks,
+    "busybox": Debian("busybox", ("busybox",)),
     "conntrack": Debian("conntrack", ("conntrack",)),
     "dnsmasq": Debian("dnsmasq-base", ("dnsmasq",)),
     "xray": Wheel(

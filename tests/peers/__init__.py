@@ -49,7 +49,6 @@ SOURCES: dict[str, Source] = {
     "dhclient": Debian("isc-dhcp-client", ("dhclient",)),
     "dhcpcd": Debian("dhcpcd-base", ("dhcpcd",)),
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
-    "busybox": (_busybox := Debian("busybox", ("busybox",))),
     "unbound": Debian("unbound", ("unbound",)),
     "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),

@@ -74,7 +74,9 @@ def topology() -> Topology:
     sites = [f"{site[family]}/{SITE}" for site in (DIRECT, PROXIED) for family in FAMILIES]
 
     def inner(name: str, own: dict[int, str], via: dict[int, str]) -> Plan:
-        routes = (Route("default", via[4]), Route("default6", via[6]))
+        # As advertisements have it: redirects are sent for routers by their link-local address alone.
+        six = Route("default6", "fe80::1", "eth0") if via is MAIN else Route("default6", via[6])
+        routes = (Route("default", via[4]), six)
         addresses = {"eth0": (f"{own[4]}/24", f"{own[6]}/64")}
         return Plan(name, addresses=addresses, routes=routes, nameservers=(SERVER[4],), sysctls=UNFILTERED)
 
@@ -89,7 +91,7 @@ def topology() -> Topology:
             Plan(
                 "main",
                 bridges=(Bridge("lan", ("to-desk", "to-phone", "to-box")),),
-                addresses={"lan": (f"{MAIN[4]}/24", f"{MAIN[6]}/64"), "wan": (f"{WAN[4]}/24", f"{WAN[6]}/64")},
+                addresses={"lan": (f"{MAIN[4]}/24", f"{MAIN[6]}/64", "fe80::1/64"), "wan": (f"{WAN[4]}/24", f"{WAN[6]}/64")},
                 sysctls=FORWARDING | UNFILTERED,
             ),
             Plan(
@@ -241,7 +243,7 @@ class Place:
         done = self.host(host).run(words, timeout=60)
         assert done.ok, done.err
         rows = self.host(host).run(["ip", "-j", "-4", "addr", "show", "dev", "eth0"]).json()
-        return str(rows[0]["addr_info"][0]["local"])
+        return str(rows[0]["addr_info"][-1]["local"])
 
     def name(self, host: str, server: str, name: str = "www.example") -> str:
         words = ["dig", "+short", "+time=2", "+tries=3", f"@{server}", name, "A"]
