@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _split(words: Sequence[str]) -> tuple[str, ...]:
     """Repeated, or with commas between."""
-    return tuple(one for word in words for one in word.split(",") if one)
+    return tuple(one.strip() for word in words for one in word.split(",") if one.strip())
 
 
 def about(beside: Source | None) -> Around:
@@ -180,18 +180,25 @@ def ask(ports: Sequence[Port], wish: Wish, around: Around) -> Wish:
     uplink = proposal.uplink_of(ports)
     if not wish.uplink:
         wish = replace(wish, uplink=question("uplink", uplink.name if uplink else ""))
-    if wish.topology in ("router", "steering"):
-        lans = proposal.propose(ports, wish, around).lans
-        if not wish.lan:
-            first = ",".join(",".join(lan.get("ports", [lan["interface"]])) for lan in lans)
-            wish = replace(wish, lan=_split([question("LAN (several ports with commas)", first)]))
-        if not wish.lan_address and wish.topology == "router":
-            wish = replace(wish, lan_address=_split([question("address in the LAN", ",".join(lans[0]["address"]))]))
+    if wish.topology in ("router", "steering") and not wish.lan:
+        wish = replace(wish, lan=_split([question("LAN (several ports with commas)", _lan(ports, wish, around))]))
+    if wish.topology == "router" and not wish.lan_address:
+        (lan,) = proposal.propose(ports, wish, around).lans
+        wish = replace(wish, lan_address=_split([question("address in the LAN", ",".join(lan["address"]))]))
     return wish
 
 
+def _lan(ports: Sequence[Port], wish: Wish, around: Around) -> str:
+    """What would be proposed; empty where a port has to be named that is not there yet."""
+    try:
+        lans = proposal.propose(ports, wish, around).lans
+    except GatewayError:
+        return ""
+    return ",".join(port for lan in lans for port in lan.get("ports", [lan["interface"]]))
+
+
 def question(what: str, proposed: str) -> str:
-    print(f"{what} [{proposed}]: ", end="", file=sys.stderr, flush=True)
+    print(f"{what} [{proposed}]: " if proposed else f"{what}: ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
         raise GatewayError("no answer")

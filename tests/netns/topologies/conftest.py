@@ -91,7 +91,10 @@ def topology() -> Topology:
             Plan(
                 "main",
                 bridges=(Bridge("lan", ("to-desk", "to-phone", "to-box")),),
-                addresses={"lan": (f"{MAIN[4]}/24", f"{MAIN[6]}/64", "fe80::1/64"), "wan": (f"{WAN[4]}/24", f"{WAN[6]}/64")},
+                addresses={
+                    "lan": (f"{MAIN[4]}/24", f"{MAIN[6]}/64", "fe80::1/64"),
+                    "wan": (f"{WAN[4]}/24", f"{WAN[6]}/64"),
+                },
                 sysctls=FORWARDING | UNFILTERED,
             ),
             Plan(
