@@ -107,6 +107,7 @@ class Uplink:
         self._prepared = 0
         self._flaps = 0
         self._pause = 0.0
+        self._again: asyncio.TimerHandle | None = None
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -202,7 +203,6 @@ class Uplink:
                 await self._converge()
                 self._pause = 0.0
             except LinkOwned as error:
-                asyncio.get_running_loop().call_later(AGAIN, self._dirty.set)
                 self._withhold(error)
             except (KernelError, OSError) as error:
                 self._pause = min(max(self._pause * 2, RETRY[0]), RETRY[1])
@@ -218,6 +218,9 @@ class Uplink:
 
     def _withhold(self, error: LinkOwned) -> None:
         """Nothing of ours is done on an interface that another program configures."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(AGAIN, self._dirty.set)
         if self._client is not None:
             self._client.link_down()
         if self.snapshot.problem != str(error):
