@@ -40,7 +40,9 @@ def shortfall(config: Config) -> Iterator[Finding]:
 def interfaces(options: GatewayOptions) -> Iterator[Finding]:
     """Interfaces that are named and not there, and uplinks on which another program asks for a lease."""
     there = {name: index for index, name in socket.if_nameindex()}
-    named = [("uplink", one.interface) for one in options.uplinks] + [("lan", one.interface) for one in options.lans]
+    named = [("uplink", one.interface) for one in options.uplinks]
+    # A bridge with ports is ours to make.
+    named += [("lan", name) for one in options.lans for name in (one.ports or [one.interface])]
     for role, name in named:
         if name not in there:
             yield Finding(f"{role} {name}", False, "there is no such interface; run waits for it")
