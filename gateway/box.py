@@ -158,6 +158,10 @@ class Box:
         words = [str(word) for word in request.get("filter", [])]
         return structs.asdict(await self.accounts.flows(request.get("sort", "bytes"), words, float(interval)))
 
+    def devices(self) -> dict[str, Any]:
+        """What ``gateway devices`` shows."""
+        return {"devices": [guest._asdict() for guest in self.plane.leases.guests()]}
+
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""
         host = {} if self.host is None else self.host.status()

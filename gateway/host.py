@@ -13,7 +13,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from gateway.core.address import IP
 from gateway.core.errors import KernelError
+from gateway.dns.server.local import RESOLV_CONF, read_servers
 from gateway.kernel import conntrack, journal, mark, sysctl
 from gateway.kernel.bpf.demand import INTERVAL
 from gateway.kernel.bpf.offload import Offload
@@ -33,6 +35,8 @@ from gateway.uplink.dnsmasq.daemon import undo as undo_process
 from gateway.uplink.lan import Lans
 from gateway.uplink.uplinks import Uplinks
 
+UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
+"""Where systemd-resolved writes whom it asks itself; resolv.conf names it alone then."""
 ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 
 log = logging.getLogger(__name__)
@@ -49,7 +53,8 @@ class Host:
         own = frozenset(prefix.ip for lan in options.lans for prefix in lan.address)
         self.uplinks = Uplinks(options.uplinks, self.netlink, self.monitor, state, self.journal.record, mark.OWN, own)
         self.lans = Lans(
-            options.lans, self.netlink, self.monitor, run, state, self.journal.record, self.uplinks.servers
+            options.lans, self.netlink, self.monitor, run, state, self.journal.record, self._servers,
+            arms=options.arms,
         )  # fmt: skip
         self._ends = contextlib.AsyncExitStack()
         """What ``stop`` does, last first, each whatever the others raise."""
@@ -80,7 +85,8 @@ class Host:
         self._ends.callback(self.monitor.unwatch, self._attach_offload)
         self._ends.callback(self.monitor.unwatch, self._clamp, self._clamp)
         self.uplinks.watch(self.lans.refresh)
-        self.uplinks.forward()
+        if self.options.lans:
+            self.uplinks.forward()
         self.monitor.watch(self._clamp)
         self.monitor.watch_addresses(self._clamp)
         self.monitor.watch(self._attach_offload)
@@ -93,6 +99,15 @@ class Host:
             asyncio.create_task(self._standing.run(), name="standing"),
         ]
 
+    def _servers(self) -> tuple[IP, ...]:
+        """Whom dnsmasq asks. Where another program configures the uplink and no DHCP server tells of name servers,
+        those of this host, which that program knows."""
+        found = self.uplinks.servers()
+        if found or not any(one.external for one in self.options.uplinks):
+            return found
+        every = (ip for path in (UPSTREAM, RESOLV_CONF) if path.exists() for ip in read_servers(path))
+        return tuple(dict.fromkeys(ip for ip in every if not ip.is_loopback))
+
     async def reload(self, options: GatewayOptions) -> None:
         """Apply what differs. Raises KernelError; what stood before goes on."""
         self._base(options)
@@ -100,8 +115,10 @@ class Host:
         self._account(options)
         self._clamp()
         self._attach_offload()
+        if options.lans:
+            self.uplinks.forward()
         await self.uplinks.reload(options.uplinks)
-        await self.lans.reload(options.lans)
+        await self.lans.reload(options.lans, options.arms)
 
     def _clamp(self, changed: Collection[str] = ()) -> None:
         """TCP's segment size is clamped on uplinks alone that carry less than some LAN: it costs a connection a
@@ -202,6 +219,7 @@ class Host:
                     "interface": one.interface,
                     "addresses": list(one.addresses),
                     "problem": one.problem,
+                    "owner": one.owner,
                     "ready": one.ready,
                     "elected": one is self.uplinks.elected,
                     "dns": [str(ip) for ip in one.dns],
@@ -251,12 +269,14 @@ def base_plan(options: GatewayOptions) -> Base:
     """The base table that ``options`` ask for."""
     return Base(
         lans=tuple(lan.interface for lan in options.lans),
-        wans=tuple(uplink.interface for uplink in options.uplinks),
+        # An arm is no border: who is on it is the LAN, and its other router keeps the border.
+        wans=tuple(uplink.interface for uplink in options.uplinks if uplink.interface not in options.arms),
         firewall=options.firewall,
         fail=options.fail,
         forwards=tuple(PortForward(item.network, item.port, item.to, item.to_port) for item in options.forwards),
         open_tcp=tuple(options.open_tcp),
         open_udp=tuple(options.open_udp),
+        arms=options.arms,
     )
 
 

@@ -109,6 +109,12 @@ class GatewayOptions(Options):
     open_tcp: list[int] = msgspec.field(default_factory=list)
     open_udp: list[int] = msgspec.field(default_factory=list)
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Interfaces that are uplink and LAN at once: the clients' own router is on the same link."""
+        lans = {lan.interface for lan in self.lans}
+        return tuple(one.interface for one in self.uplinks if one.interface in lans)
+
 
 def decode_section(value: Any, path: str) -> GatewayOptions:
     """The ``gateway`` object. Raises ConfigError."""
@@ -117,11 +123,30 @@ def decode_section(value: Any, path: str) -> GatewayOptions:
         raise ConfigError("hints and shared_prefixes go by names, and learn is false", f"{path}.kernel")
     if options.heartbeat and (options.heartbeat < 2 or options.heartbeat % 1):
         raise ConfigError('whole seconds, "2s" at least; "0s" for none', f"{path}.heartbeat")
-    seen: dict[str, str] = {}
-    names = [(f"{path}.uplinks[{index}]", item.interface) for index, item in enumerate(options.uplinks)]
-    names += [(f"{path}.lans[{index}]", item.interface) for index, item in enumerate(options.lans)]
-    for here, name in names:
-        if name in seen:
-            raise ConfigError(f'interface "{name}" is already taken by {seen[name]}', f"{here}.interface")
-        seen[name] = here
+    _roles(options, path)
     return options
+
+
+def _roles(options: GatewayOptions, path: str) -> None:
+    """An interface has one role, but that an uplink may be a LAN too: one arm. Raises ConfigError."""
+    seen: dict[str, str] = {}
+
+    def take(name: str, here: str) -> None:
+        if name in seen:
+            raise ConfigError(f'interface "{name}" is already taken by {seen[name]}', here)
+        seen[name] = here
+
+    for index, uplink in enumerate(options.uplinks):
+        take(uplink.interface, f"{path}.uplinks[{index}].interface")
+    for index, lan in enumerate(options.lans):
+        here = f"{path}.lans[{index}]"
+        if lan.interface in options.arms and seen[lan.interface].startswith(f"{path}.uplinks"):
+            if lan.address or lan.ports:
+                field = "address" if lan.address else "ports"
+                wrong = "an uplink that is a LAN too has the addresses and the interface of the uplink"
+                raise ConfigError(f"{wrong}: leave it out, or write it there", f"{here}.{field}")
+            seen[lan.interface] = f"{here}.interface"
+            continue
+        take(lan.interface, f"{here}.interface")
+        for number, port in enumerate(lan.ports):
+            take(port, f"{here}.ports[{number}]")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, cast
 
@@ -226,7 +227,7 @@ class Plane:
         self.wiring.sets = parts.engine.sets
         self.router.engine = parts.engine
         self.router.find_neighbor = parts.route.find_neighbor
-        self.leases.use(*lease_files(parts, self._lease_file))
+        self.leases.use(*lease_files(parts, self._lease_file), lease_lengths(parts.config))
         for inbound in parts.inbounds.values():
             if hasattr(inbound, "follow"):
                 inbound.follow()
@@ -275,6 +276,12 @@ def lease_files(parts: Parts, own: Path | None) -> tuple[list[Path], dict[str, s
     lans = () if config.gateway is None else config.gateway.lans
     hosts = [host for lan in lans if lan.dhcp_server is not None for host in lan.dhcp_server.hosts]
     return files, {host.mac.lower(): host.name.lower() for host in hosts if host.name}
+
+
+def lease_lengths(config: Config) -> dict[IPv4Network | IPv6Network, int]:
+    """Seconds that the leases of our LANs last, by network."""
+    lans = () if config.gateway is None else config.gateway.lans
+    return {lan.network: int(lan.dhcp_server.lease) for lan in lans if lan.dhcp_server is not None and lan.network}
 
 
 async def start(inbounds: Sequence[Inbound]) -> None:

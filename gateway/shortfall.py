@@ -19,6 +19,7 @@ from gateway.kernel.probe import Finding, probe, tunnel
 from gateway.kernel.probe.finding import parameter
 from gateway.options import GatewayOptions
 from gateway.tls.client import read
+from gateway.uplink import owner
 
 
 def shortfall(config: Config) -> Iterator[Finding]:
@@ -40,12 +41,18 @@ def shortfall(config: Config) -> Iterator[Finding]:
 
 
 def interfaces(options: GatewayOptions) -> Iterator[Finding]:
-    """Interfaces that are named and not there, or not up."""
-    there = {name for _, name in socket.if_nameindex()}
-    named = [("uplink", one.interface) for one in options.uplinks] + [("lan", one.interface) for one in options.lans]
+    """Interfaces that are named and not there, and uplinks on which another program asks for a lease."""
+    there = {name: index for index, name in socket.if_nameindex()}
+    named = [("uplink", one.interface) for one in options.uplinks]
+    # A bridge with ports is ours to make.
+    named += [("lan", name) for one in options.lans for name in (one.ports or [one.interface])]
     for role, name in named:
         if name not in there:
             yield Finding(f"{role} {name}", False, "there is no such interface; run waits for it")
+    wanted = [one.interface for one in options.uplinks if one.dhcp4 is not None]
+    asking = {name: there[name] for name in wanted if name in there}
+    for name, other in owner.every(asking).items():
+        yield Finding(f"uplink {name}", False, str(owner.LinkOwned(name, other)), other.release)
 
 
 def group(options: GatewayOptions) -> Iterator[Finding]:

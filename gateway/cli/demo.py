@@ -27,6 +27,8 @@ SABOTAGES = {
     "tcp-forward": "the port of a UDP service is forwarded for TCP",
     "fails-open": "`fail` is `open` all the time",
     "whole-marks": "a neighbour overwrites the whole mark of packets",
+    "no-arm": "the side router's port is no LAN",
+    "client-elsewhere": "the other DHCP client runs on another host",
     "no-auto-route": "the tun inbound of the second router has no routes",
     "all-direct": "no rule is left",
     "all-proxied": "no rule is left, and what is left goes through the proxy",

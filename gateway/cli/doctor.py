@@ -12,12 +12,14 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gateway.box import RUN
 from gateway.core.errors import GatewayError
@@ -27,7 +29,7 @@ from gateway.kernel.probe import Finding, probe
 from gateway.kernel.probe.ruleset import standing
 from gateway.service.claim import Claimed
 from gateway.service.control import alive, ask, listener
-from gateway.uplink import watch
+from gateway.uplink import owner, watch
 
 ANSWER = 3.0
 """Seconds in which a gateway that does its work says so."""
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 where all that the gateway cannot do without is there; with ``--repair`` where nothing is left."""
     if arguments.repair:
         return repair(RUN, arguments.json)
-    findings = (*probe(), *instances(RUN), *lan_findings(RUN, arguments.listen))
+    findings = (*probe(), *instances(RUN), *link_findings(RUN), *lan_findings(RUN, arguments.listen))
     ok = all(finding.ok for finding in findings if finding.needed)
     if arguments.json:
         print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=1))
@@ -69,20 +71,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
+def link_findings(run: Path) -> Iterator[Finding]:
+    """Uplinks of the gateways that run in this network namespace which another program keeps from them. Never
+    raises."""
+    try:
+        for folder in sorted(run.iterdir()) if run.is_dir() else ():
+            kept = {one["interface"]: one["problem"] for one in _status(folder).get("uplinks", ()) if one["owner"]}
+            found = owner.every({name: index for index, name in socket.if_nameindex() if name in kept})
+            for name, problem in kept.items():
+                yield Finding(f"uplink {name}", False, problem, found[name].release if name in found else "", False)
+    except (OSError, GatewayError, ValueError) as error:
+        yield Finding("uplinks", False, f"could not be looked at: {error}", _as_root(error), needed=False)
+
+
 def lan_findings(run: Path, seconds: float) -> tuple[Finding, ...]:
     """Of the LANs of the gateways that run in this network namespace. Never raises, as ``probe``."""
     try:
-        lans = [name for folder in (sorted(run.iterdir()) if run.is_dir() else ()) for name in _lans(folder)]
+        folders = sorted(run.iterdir()) if run.is_dir() else ()
+        lans = [name for folder in folders for name in _status(folder).get("lans", ())]
         return tuple(watch.look(lans, seconds)) if lans else ()
     except (OSError, GatewayError, ValueError, subprocess.SubprocessError) as error:
         return (Finding("lans", False, f"could not be looked at: {error}", needed=False),)
 
 
-def _lans(folder: Path) -> list[str]:
+def _status(folder: Path) -> dict[str, Any]:
+    """What a gateway that runs in this network namespace says of itself; empty for any other. Raises GatewayError."""
     if not alive(folder / "control.sock") or journal.place(folder / "undo.jsonl") != "here":
-        return []
-    found: list[str] = ask(folder, {"command": "status"}).get("lans", [])
-    return found
+        return {}
+    return ask(folder, {"command": "status"})
 
 
 def instances(run: Path) -> Iterator[Finding]:

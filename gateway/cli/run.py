@@ -111,6 +111,9 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
     async def flows(request: dict[str, Any]) -> dict[str, Any]:
         return await box.flows(request)
 
+    async def devices(_: dict[str, Any]) -> dict[str, Any]:
+        return box.devices()
+
     changing = asyncio.Lock()  # what was read last is applied last
     waiting = False
 
@@ -136,7 +139,9 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
         except Exception:
             log.exception("configuration kept")
 
-    control = Control(box.run, {"status": status, "explain": explain, "flows": flows, "reload": reload})
+    control = Control(
+        box.run, {"status": status, "explain": explain, "flows": flows, "devices": devices, "reload": reload}
+    )
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 

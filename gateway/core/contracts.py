@@ -279,6 +279,24 @@ class Owners(Protocol):
         """The process behind a socket of this host, or None (a forwarded flow)."""
 
 
+class Guest(NamedTuple):
+    """A device that has a lease. ``mac`` and ``name`` lower-case, "" where not known; ``since``: when it was given, or
+    first seen by us, ``until``: when it ends (0 = never or not known), in seconds since 1970."""
+
+    mac: str
+    name: str
+    address: str
+    since: int
+    until: int
+
+
+class Guests(Protocol):
+    """The devices of the LANs, as the leases tell them."""
+
+    def guests(self) -> list[Guest]:
+        """Those whose lease has not ended, in the order of their addresses."""
+
+
 class Devices(Protocol):
     """Which device of a LAN a flow comes from."""
 
@@ -323,7 +341,7 @@ class Wiring:
 
 
 __all__ = [
-    "Accounts", "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound",
-    "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running",
-    "Strategy", "Wiring", "begins", "echoes",
+    "Accounts", "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "Guest", "Guests", "IPv4Address",
+    "IPv6Address", "Inbound", "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver",
+    "Router", "Running", "Strategy", "Wiring", "begins", "echoes",
 ]  # fmt: skip

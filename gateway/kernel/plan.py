@@ -269,7 +269,7 @@ class PortForward:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The ownerless table: plain router, closed WAN."""
+    """The ownerless table: plain router, closed WAN. ``arms`` are among ``lans``, and none of ``wans``."""
 
     lans: tuple[str, ...]
     wans: tuple[str, ...]
@@ -280,3 +280,5 @@ class Base:
     open_tcp: tuple[int, ...] = ()
     """Router ports reachable from the uplink (declared)."""
     open_udp: tuple[int, ...] = ()
+    arms: tuple[str, ...] = ()
+    """Uplinks that are LANs too."""

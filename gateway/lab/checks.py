@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from gateway.kernel import mark
+from gateway.lab.arm import one_arm, second_dhcp_client_refused
 from gateway.lab.beside import foreign_marks_kept, tun_lan_wide
 from gateway.lab.encrypted import doh, dot, trojan, vless
 from gateway.lab.faults import fails_closed, kill9_fails_open, reload_keeps_flows
@@ -260,8 +261,10 @@ CHECKS: dict[str, Check] = {
     "port-forward-kept": port_forward_kept,
     "hairpin-udp": hairpin_udp,
     "own-ssh-kept": own_ssh_kept,
+    "second-dhcp-client-refused": second_dhcp_client_refused,
     "foreign-marks-kept": foreign_marks_kept,
     "tun-lan-wide": tun_lan_wide,
+    "one-arm": one_arm,
     "wan-closed": wan_closed,
     "reload-keeps-flows": reload_keeps_flows,
     "renew": renew,

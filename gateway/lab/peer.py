@@ -156,6 +156,7 @@ SOURCES: dict[str, Source] = {
     "unbound": Debian("unbound", ("unbound",)),
     "ss-server": (_shadowsocks := Debian("shadowsocks-libev", ("ss-server", "ss-local"))),
     "ss-local": _shadowsocks,
+    "busybox": Debian("busybox", ("busybox",)),
     "conntrack": Debian("conntrack", ("conntrack",)),
     "dnsmasq": Debian("dnsmasq-base", ("dnsmasq",)),
     "xray": Wheel(

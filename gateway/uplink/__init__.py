@@ -6,7 +6,10 @@
     plan       lease and options to addresses and routes             pure
     uplink     one uplink: waits, runs its client, applies, publishes
     uplinks    all of them; ``core.contracts.Leases``
-    lan        LAN addresses and the dnsmasq that serves them
+    owner      which other program configures an interface
+    inventory  the ports of this host, for ``gateway init``
+    lan        LAN addresses, bridges, and the dnsmasq that serves them
+    leases     who has which address
     dhcp4      the DHCPv4 client
     dnsmasq    its configuration file and its process
 """

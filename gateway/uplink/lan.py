@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ RETRY = 5.0
 BRIDGES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 """They are there, and on, once br_netfilter is loaded, as Docker does. What comes in through a bridge then passes the
 hooks inside the bridge, and the socket that tproxy has found there is lost on the way up: nothing can be steered."""
+REDIRECTS = "net/ipv4/conf/{}/send_redirects"
+"""Sent where it is on for all or for the interface. Of IPv6 there is none, see nft/render.py."""
 
 
 class Lans:
     """``servers()`` gives the upstream name servers for dnsmasq; call ``refresh`` when they change (``Uplinks.watch``).
-    ``problems``: LAN interface or "dnsmasq" -> one line for a person."""
+    ``arms``: LANs that are uplinks too, which have their addresses from there. ``problems``: LAN interface or
+    "dnsmasq" -> one line for a person."""
 
     def __init__(
         self,
@@ -45,10 +48,12 @@ class Lans:
         *,
         program: str = "",
         cgroup: Path | None = None,
+        arms: Collection[str] = (),
     ) -> None:
         self.problems: dict[str, str] = {}
         self.daemon = Daemon(run, state, record, program=program, cgroup=cgroup)
         self._options = tuple(options)
+        self._arms = frozenset(arms)
         self._netlink = netlink
         self._monitor = monitor
         self._servers = servers
@@ -79,17 +84,27 @@ class Lans:
                 await self._task
             self._task = None
 
-    async def reload(self, options: Sequence[LanOptions]) -> None:
+    async def reload(self, options: Sequence[LanOptions], arms: Collection[str] = ()) -> None:
         """Only what differs is touched; dnsmasq starts anew only where its configuration changed."""
-        if tuple(options) == self._options:
+        if (tuple(options), frozenset(arms)) == (self._options, self._arms):
             return
-        gone = {lan.interface for lan in self._options} - {lan.interface for lan in options}
-        self._options = tuple(options)
-        for name in gone:
+        kept = {lan.interface: {*lan.ports} for lan in options if lan.interface not in arms}
+        gone = [lan for lan in self._options if lan.interface not in self._arms]
+        self._options, self._arms = tuple(options), frozenset(arms)
+        for lan in gone:
             with contextlib.suppress(KernelError):
-                await self._netlink.reconcile(name, (), ())
+                await self._let_go(lan, kept.get(lan.interface))
         self._dirty.set()
         await self._serve()
+
+    async def _let_go(self, lan: LanOptions, kept: Collection[str] | None) -> None:
+        """What of a former LAN is not wanted any more; ``kept``: the ports it still has, None where it is none."""
+        if kept is None:
+            await self._netlink.reconcile(lan.interface, (), ())
+        for port in [port for port in lan.ports if port not in (kept or ())]:
+            await self._netlink.undo({"kind": "link", "op": "free", "interface": port, "master": lan.interface})
+        if lan.ports and not kept:
+            await self._netlink.undo({"kind": "link", "op": "delete", "interface": lan.interface})
 
     def refresh(self) -> None:
         """The upstream name servers may have changed."""
@@ -97,10 +112,12 @@ class Lans:
 
     async def _serve(self) -> None:
         self.problems.pop("dnsmasq", None)
-        if not self._options:
+        # Without an address of ours a LAN is somebody else's, who answers for names there.
+        served = [lan for lan in self._options if lan.address or lan.interface in self._arms]
+        if not served:
             return
         paths = {"servers": str(self.daemon.servers), "leases": str(self.daemon.leases)}
-        text = render.config(self._options, log=str(self.daemon.folder / "dnsmasq.log"), **paths)
+        text = render.config(served, log=str(self.daemon.folder / "dnsmasq.log"), **paths)
         self.refresh()
         try:
             await self.daemon.start(text)
@@ -110,7 +127,7 @@ class Lans:
 
     def _links(self, names: frozenset[str]) -> None:
         new = self._filtering and any(self._monitor.links[name].bridge is False for name in self._there(names))
-        if new or any(lan.interface in names for lan in self._options):
+        if new or any(name in names for lan in self._options for name in (lan.interface, *lan.ports)):
             self._dirty.set()
 
     def _there(self, names: Iterable[str]) -> list[str]:
@@ -143,17 +160,29 @@ class Lans:
             log.warning("%s", self.problems["bridges"])
 
     async def _apply(self, lan: LanOptions) -> None:
-        if lan.interface not in self._monitor.links:
+        absent = [port for port in lan.ports if port not in self._monitor.links]
+        if lan.interface not in self._monitor.links and not lan.ports:
             self.problems[lan.interface] = "interface is absent"
             return
         try:
+            if lan.ports:
+                await self._netlink.bridge(lan.interface, lan.ports)
+                for port in lan.ports:
+                    if port not in absent:
+                        await self._netlink.set_link(port, up=True)
             # nft/base.nft refuses our own addresses as sources; where this cannot be written the kernel does so too.
             with contextlib.suppress(KernelError):
                 sysctl.write(f"net/ipv4/conf/{lan.interface}/accept_local", 1, self._record)
-            await self._netlink.set_link(lan.interface, up=True)
-            wanted = [Address(lan.interface, prefix.ip, prefix.length) for prefix in lan.address]
-            await self._netlink.reconcile(lan.interface, wanted, ())
+            if lan.interface in self._arms:
+                for name in ("all", lan.interface):
+                    sysctl.write(REDIRECTS.format(name), 0, self._record)
+            else:
+                await self._netlink.set_link(lan.interface, up=True)
+                wanted = [Address(lan.interface, prefix.ip, prefix.length) for prefix in lan.address]
+                await self._netlink.reconcile(lan.interface, wanted, ())
             self.problems.pop(lan.interface, None)
+            if absent:
+                self.problems[lan.interface] = f"serves without {', '.join(absent)}: absent"
         except KernelError as error:
             self.problems[lan.interface] = str(error)
             log.warning("%s: %s", lan.interface, error)

@@ -17,10 +17,12 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.core.address import IP
+from gateway.core.contracts import Guest
 
 PLACES = (
     "/var/lib/misc/dnsmasq.leases", "/tmp/dhcp.leases", "/var/lib/dnsmasq/dnsmasq.leases", "/tmp/odhcpd.leases",
@@ -53,6 +55,7 @@ class Lease(NamedTuple):
     expiry: int = 0
 
 
+Network = IPv4Network | IPv6Network
 Record = tuple[str, Lease | None]
 """An address, and its lease; None where it is nobody's, or nobody knows whose."""
 
@@ -116,6 +119,14 @@ def _kea(text: str) -> Iterator[Record]:
         yield _record(mac, address, name, row.get("expire") or "") if held else (address, None)
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _believed(path: Path, status: os.stat_result) -> bool:
     return status.st_uid < LOGINS or str(path) not in PLACES
 
@@ -133,9 +144,16 @@ class LeaseFiles:
         self._looked = 0.0
         self._names: dict[str, str] = {}
         self._macs: dict[str, str] = {}
+        self._since: dict[tuple[str, str], int] = {}
+        """When a device was first seen at an address."""
+        self._lengths: dict[Network, int] = {}
 
-    def use(self, files: Sequence[Path], fixed: Mapping[str, str]) -> None:
-        """Read ``files`` from now on; ``fixed``: names by hardware address that stand in the configuration."""
+    def use(
+        self, files: Sequence[Path], fixed: Mapping[str, str], lengths: Mapping[Network, int] | None = None
+    ) -> None:
+        """Read ``files`` from now on; ``fixed``: names by hardware address that stand in the configuration;
+        ``lengths``: seconds that leases of these networks last."""
+        self._lengths = dict(lengths or {})
         self._files = {path: self._files.get(path, (None, [])) for path in files}
         self._fixed = dict(fixed)
         self._looked = 0.0
@@ -145,6 +163,24 @@ class LeaseFiles:
         self._look()
         now = time.time()
         return [lease for _, found in self._files.values() for lease in found if not 0 < lease.expiry < now]
+
+    def guests(self) -> list[Guest]:
+        """See ``core.contracts.Guests``. An address that several leases name is the last one's."""
+        held = {lease.address: lease for lease in self.leases() if _is_address(lease.address)}
+        found = [
+            Guest(
+                lease.mac, self._names.get(lease.mac, lease.hostname), lease.address, self._began(lease), lease.expiry
+            )
+            for lease in held.values()
+        ]
+        return sorted(found, key=lambda guest: (len(guest.address), int(ip_address(guest.address))))
+
+    def _began(self, lease: Lease) -> int:
+        """A lease that was given before we looked began, at the latest, one length before it ends."""
+        first = self._since.get((lease.mac, lease.address), int(time.time()))
+        address = ip_address(lease.address)
+        length = next((seconds for network, seconds in self._lengths.items() if address in network), 0)
+        return min(first, lease.expiry - length) if length and lease.expiry else first
 
     def hostnames(self) -> Mapping[str, str]:
         """Hardware address to host name, both lower-case. A name outlives its lease until another has it."""
@@ -183,3 +219,5 @@ class LeaseFiles:
             leases = [lease for _, found in self._files.values() for lease in found]
             self._macs = {lease.address: lease.mac for lease in leases}
             self._names = {lease.mac: lease.hostname for lease in leases if lease.hostname} | self._fixed
+            began = int(time.time())
+            self._since = {key: self._since.get(key, began) for key in ((one.mac, one.address) for one in leases)}

@@ -160,18 +160,21 @@ class DhcpServerOptions(Options):
 
 
 class LanOptions(Options):
-    """One network behind us. ``ra``: router advertisements for the IPv6 addresses of ``address``: ``slaac``, or
-    ``stateless`` (SLAAC, and names by stateless DHCPv6); ``auto``: stateless where there is an IPv6 /64 and a
-    ``dhcp_server``. ``domain``: of the leases' names."""
+    """One network behind us. ``ports``: interfaces of which a bridge named ``interface`` is made. Without ``address``
+    the network is somebody else's: flows that come in are steered, nothing is set or served. ``ra``: router
+    advertisements for the IPv6 addresses of ``address``: ``slaac``, or ``stateless`` (SLAAC, and names by stateless
+    DHCPv6); ``auto``: stateless where there is an IPv6 /64 and a ``dhcp_server``. ``domain``: of the leases' names."""
 
     interface: str
+    ports: list[str] = msgspec.field(default_factory=list)
     address: list[Prefix] = msgspec.field(default_factory=list)
     dhcp_server: DhcpServerOptions | None = None
     ra: Literal["auto", "off", "slaac", "stateless"] = "auto"
     domain: str = "lan"
 
     def __post_init__(self) -> None:
-        _interface(self.interface)
+        for name in (self.interface, *self.ports):
+            _interface(name)
         _domain("domain", self.domain)
         if self.dhcp_server is not None and self.network is None:
             raise ValueError("dhcp_server: its range is in no network of address")

@@ -20,7 +20,7 @@ MAX_LIFETIME = 0x7FFFFFFF
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One uplink at one moment. ``problem`` is empty where all is well, else one line for a person. ``gateways`` are
-    those of default routes."""
+    those of default routes. ``owner``: the other program that keeps our DHCP client from starting, "" for none."""
 
     interface: str
     cost: int
@@ -31,6 +31,7 @@ class Snapshot:
     dns: tuple[IP, ...] = ()
     search: tuple[str, ...] = ()
     problem: str = "not started"
+    owner: str = ""
 
     @property
     def ready(self) -> bool:

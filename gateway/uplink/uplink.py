@@ -25,7 +25,7 @@ from gateway.kernel.netlink.diff import Address, Inverse, Route
 from gateway.kernel.netlink.link import Link
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
-from gateway.uplink import plan
+from gateway.uplink import owner, plan
 from gateway.uplink.clock import boottime
 from gateway.uplink.dhcp4.client import Client
 from gateway.uplink.dhcp4.enquirer import Enquirer
@@ -33,12 +33,15 @@ from gateway.uplink.dhcp4.inform import Here, Names
 from gateway.uplink.dhcp4.lease import Lease
 from gateway.uplink.dhcp4.machine import Config
 from gateway.uplink.options import UplinkOptions
+from gateway.uplink.owner import LinkOwned
 from gateway.uplink.plan import Snapshot
 
 log = logging.getLogger(__name__)
 
 RETRY = (1.0, 30.0)
 """First and longest pause after the kernel refused something."""
+AGAIN = 5.0
+"""Seconds between two looks at an interface that another program configures."""
 SYSCTLS = (
     # Router advertisements are followed although we forward (2), else the IPv6 default route goes.
     ("net/ipv6/conf/{}/accept_ra", "2"),
@@ -104,6 +107,7 @@ class Uplink:
         self._prepared = 0
         self._flaps = 0
         self._pause = 0.0
+        self._again: asyncio.TimerHandle | None = None
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -198,6 +202,8 @@ class Uplink:
             try:
                 await self._converge()
                 self._pause = 0.0
+            except LinkOwned as error:
+                self._withhold(error)
             except (KernelError, OSError) as error:
                 self._pause = min(max(self._pause * 2, RETRY[0]), RETRY[1])
                 asyncio.get_running_loop().call_later(self._pause, self._dirty.set)
@@ -209,6 +215,19 @@ class Uplink:
                 # A bug must not end the uplink: the router would lose its address hours later.
                 log.exception("uplink %s", self.interface)
                 asyncio.get_running_loop().call_later(RETRY[1], self._dirty.set)
+
+    def _withhold(self, error: LinkOwned) -> None:
+        """Nothing of ours is done on an interface that another program configures."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(AGAIN, self._dirty.set)
+        if self._client is not None:
+            self._client.link_down()
+        if self.snapshot.problem != str(error):
+            log.error("%s: %s", self.interface, error)
+        link = self._monitor.links.get(self.interface)
+        carrier, who = link is not None and link.ready, str(error.owner)
+        self._publish(Snapshot(self.interface, self.options.cost, carrier, problem=str(error), owner=who))
 
     # What is wanted
 
@@ -223,6 +242,8 @@ class Uplink:
             self._publish(Snapshot(self.interface, self.options.cost, lease=self._lease, problem="interface is absent"))
             return
         if not self.options.external:
+            if self.options.dhcp4 is not None and self._prepared != link.index:
+                await asyncio.to_thread(owner.refuse, self.interface, link.index)
             await self._prepare(link)
             self._drive(link)
             # Names first: killed in between, we leave a LAN that is not online yet, not one that is without names.

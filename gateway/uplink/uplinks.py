@@ -76,10 +76,11 @@ class Uplinks:
 
     def forward(self) -> None:
         """Enable forwarding, IPv4 and IPv6. The uplinks that exist accept router advertisements first: else the
-        kernel would drop their IPv6 default route. Raises KernelError."""
+        kernel would drop their IPv6 default route. Of others' uplinks those on which it is the kernel that follows
+        them. Raises KernelError."""
         for one in self._options:
             name = f"net/ipv6/conf/{one.interface}/accept_ra"
-            if not one.external and sysctl.path_of(name).exists():
+            if sysctl.path_of(name).exists() and (not one.external or sysctl.read(name) == "1"):
                 sysctl.write(name, 2, self._record)
         for name, value in FORWARDING:
             if sysctl.path_of(name).exists():

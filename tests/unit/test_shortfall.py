@@ -124,3 +124,22 @@ def test_certificates_that_are_not_there(told: Any, tmp_path: Path) -> None:
     assert len([line for line in lines if f"{tmp_path}/ca.pem: No such file" in line]) == 2
     (tmp_path / "ca.pem").write_text("nothing")
     assert "no certificate in it" in told(value, "-D", str(tmp_path), "--host")[1][0]
+
+
+def test_of_a_bridge_that_is_made_the_ports_are_asked_for(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "probe", lambda: ())
+    lan = {"interface": "br-lan", "ports": ["lo", ABSENT], "address": ["192.168.8.1/24"]}
+    code, lines = told({"gateway": {"lans": [lan]}}, "--host")
+    assert code == 1
+    assert lines == [f"missing  lan {ABSENT}: there is no such interface; run waits for it"]
+
+
+def test_an_uplink_that_another_program_has(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "probe", lambda: ())
+    other = module.owner.Owner("NetworkManager", 612, "nmcli device set lo managed no")
+    monkeypatch.setattr(module.owner, "every", lambda names: dict.fromkeys(names, other))
+    code, lines = told({"gateway": {"uplinks": [{"interface": "lo", "dhcp4": {}}]}}, "--host")
+    assert code == 1
+    assert '"external": true' in lines[0]
+    assert lines[0].endswith(" -> nmcli device set lo managed no")
+    assert told({"gateway": {"uplinks": [{"interface": "lo", "external": True}]}}, "--host") == (0, [])

@@ -17,7 +17,8 @@ class Link:
     between two looks is seen. ``hardware`` is empty where the link type has no addresses. ``filtered``: a classifier
     (tc) of somebody may look at what arrives. ``bridge``: None for other interfaces; for one whether what it bridges
     passes the hooks of iptables and nftables (IPv4 and IPv6) by the bridge's own wish, see linux/if_link.h
-    IFLA_BR_NF_CALL_IPTABLES."""
+    IFLA_BR_NF_CALL_IPTABLES. ``kind`` is "" for hardware, else that of ip-link(8); ``master`` the index of the bridge
+    or bond whose port it is, 0 for none; ``group`` is ``mark.PROTO`` where we made it."""
 
     index: int
     name: str
@@ -29,6 +30,9 @@ class Link:
     mtu: int
     filtered: bool = False
     bridge: bool | None = None
+    kind: str = ""
+    master: int = 0
+    group: int = 0
 
     @property
     def ready(self) -> bool:
@@ -60,4 +64,7 @@ def link_of(message: Any, filtered: Container[int] = ()) -> Link:
         mtu=message.get("mtu") or 0,
         filtered=message["index"] in filtered,
         bridge=_bridge(message.get("linkinfo")),
+        kind=(message.get("linkinfo") or {}).get("kind") or "",
+        master=message.get("master") or 0,
+        group=message.get("group") or 0,
     )

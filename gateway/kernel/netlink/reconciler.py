@@ -107,6 +107,12 @@ class Netlink:
         """Let what the bridge ``interface`` forwards pass iptables and nftables, IPv4 and IPv6."""
         await self._call(lambda: self._session.filter_bridge(interface))
 
+    async def bridge(self, name: str, ports: Iterable[str]) -> None:
+        """A bridge of this name with these ports, as far as they exist; made where there is none. What is a port of
+        another one is refused."""
+        wanted = tuple(ports)
+        await self._call(lambda: self._session.bridge(name, wanted))
+
     async def undo(self, step: Inverse) -> None:
         """Do one inverse. What is gone, or no longer as we left it, is success."""
         await self._call(lambda: self._session.undo(step))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -165,6 +166,30 @@ class Session:
         calls = {"br_nf_call_iptables": int(on), "br_nf_call_ip6tables": int(on)}
         await self._route.link("set", index=index, kind="bridge", **calls)
 
+    async def bridge(self, name: str, ports: Iterable[str]) -> None:
+        """A bridge of this name with these ports, as far as they exist, up; made where there is none. Its hardware
+        address stays the same whatever ports come."""
+        async with _errors(f"bridge {name}"):
+            made = await self._find(name)
+            if made is None:
+                self._note({"kind": "link", "op": "delete", "interface": name})
+                address = ":".join(f"{byte:02x}" for byte in (2, *os.urandom(5)))
+                await self._route.link("add", ifname=name, kind="bridge", address=address, group=mark.PROTO)
+                made = await self._link(name)
+            if made.kind != "bridge":
+                raise KernelError(f"bridge {name}", errno.EEXIST, "it is no bridge")
+            for port in ports:
+                await self._join(port, made)
+
+    async def _join(self, port: str, bridge: Link) -> None:
+        link = await self._find(port)
+        if link is None or link.master == bridge.index:
+            return
+        if link.master:
+            raise KernelError(f"bridge {bridge.name}", errno.EBUSY, f"{port} is a port of another one")
+        self._note({"kind": "link", "op": "free", "interface": port, "master": bridge.name})
+        await self._route.link("set", index=link.index, master=bridge.index)
+
     async def undo(self, step: Inverse) -> None:
         """Do one inverse. What is gone, or no longer as we left it, is success."""
         name = step.get("interface", "lo")
@@ -181,6 +206,13 @@ class Session:
                     rule = diff.rule_of(step)
                     if rule in await self._rules():
                         await self._gone_is_fine(self._rule("del", rule))
+                case "link" if step["op"] == "delete":
+                    if link.group == mark.PROTO:
+                        await self._gone_is_fine(self._route.link("del", index=link.index))
+                case "link" if step["op"] == "free":
+                    bridge = await self._find(step["master"])
+                    if bridge is not None and link.master == bridge.index:
+                        await self._gone_is_fine(self._route.link("set", index=link.index, master=0))
                 case "link" if "mtu" in step and link.mtu == step["was"]:
                     await self._gone_is_fine(self._route.link("set", index=link.index, mtu=step["mtu"]))
                 case "link" if "bridge" in step and link.bridge is not None:

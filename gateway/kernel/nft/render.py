@@ -20,6 +20,7 @@ def base(plan: Base, text: str, guard: str) -> str:
     lines += _elements("open_tcp", map(str, plan.open_tcp))
     lines += _elements("open_udp", map(str, plan.open_udp))
     lines += [f"add rule inet gateway_base {forward(item)}" for item in plan.forwards]
+    lines += _arms(plan)
     if not plan.firewall:
         lines.append("flush chain inet gateway_base wan_input")
         lines.append("flush chain inet gateway_base wan_forward")
@@ -33,6 +34,23 @@ def narrow(wans: Iterable[str]) -> list[str]:
     ways = [f"add rule inet gateway_base clamp {way} {{ {names} }} {segment}" for way in ("oifname", "iifname")]
     shaken = "add rule inet gateway_base clamp ct status assured return"
     return ["flush chain inet gateway_base clamp", *((shaken, *ways) if names else ())]
+
+
+def _arms(plan: Base) -> list[str]:
+    """The clients' other router is on their own link: it would answer them without us, so that both families are
+    translated; and they are not told to leave us out (redirects, RFC 4861 section 8; of IPv4 it is a sysctl)."""
+    if not plan.arms:
+        return []
+    names = ", ".join(map(quote, plan.arms))
+    lines = [
+        "add chain inet gateway_base redirects { type filter hook output priority filter; policy accept; }",
+        f"add rule inet gateway_base redirects oifname {{ {names} }} icmpv6 type nd-redirect drop",
+        f"add rule inet gateway_base postrouting meta nfproto ipv4 iifname @lans oifname {{ {names} }} masquerade",
+        f"add rule inet gateway_base postrouting iifname {{ {names} }} oifname {{ {names} }} masquerade",
+    ]
+    if plan.fail != "open":
+        lines.append(f"add rule inet gateway_base guard iifname @lans oifname {{ {names} }} jump leaving")
+    return lines
 
 
 def _elements(name: str, values: Iterable[str]) -> list[str]:

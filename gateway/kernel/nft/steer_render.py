@@ -260,7 +260,10 @@ def _origin(steering: Steering, origin: Origin, generation: int) -> Iterator[str
 
 def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[str]:
     if not capture.one_armed:
-        yield "oifname @lans accept"
+        arms = {*capture.lans} & {*capture.wans}
+        inner = ", ".join(quote(name) for name in capture.lans if name not in arms)
+        if inner or not arms:
+            yield f"oifname {{ {inner} }} accept" if arms else "oifname @lans accept"
     users = [
         f"{_range(str(first), str(last))} : goto {_class_name(steering, generation, number)}"
         for first, last, number in steering.users

@@ -28,7 +28,7 @@ PREDICTED = (
 """Checks of flows that the rules decide."""
 EVERY = PREDICTED | NAMES | {
     "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "hairpin-udp", "own-ssh-kept", "tun-lan-wide",
-    "wan-closed", "fails-closed", "renew", "clean-stop",
+    "wan-closed", "fails-closed", "renew", "clean-stop", "one-arm", "second-dhcp-client-refused",
 }  # fmt: skip
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("demo")]
@@ -83,6 +83,8 @@ def test_everything_holds() -> None:
         # What is proxied loses the bit that leads it to userspace.
         ("whole-marks", {"foreign-marks-kept"}),
         ("no-auto-route", {"tun-lan-wide"}),
+        ("no-arm", {"one-arm"}),
+        ("client-elsewhere", {"second-dhcp-client-refused"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", NAMES | {"dns-intercepted", "direct-by-domain"}),
         ("wrong-server-name", NAMES | CARRIED),

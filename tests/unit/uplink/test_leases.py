@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
+from gateway.core.contracts import Guest
 from gateway.uplink import leases
 from gateway.uplink.leases import Lease, LeaseFiles, parse
 
@@ -143,3 +144,24 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     files = LeaseFiles()
     files.use([tmp_path / "fifo", tmp_path], {TV: "tv"})
     assert looked(files) == {TV: "tv"}
+
+
+def test_guests_are_those_that_hold_a_lease(tmp_path: Path) -> None:
+    """The last lease of an address counts; one that was given before we looked began a length before its end."""
+    ends = int(time.time()) + 600
+    file = tmp_path / "leases"
+    file.write_text(
+        f"{ends} 00:53:00:00:00:02 192.0.2.20 Phone *\n"
+        f"{ends} 00:53:00:00:00:03 192.0.2.3 * *\n"
+        "1 00:53:00:00:00:04 192.0.2.4 gone *\n"
+        f"{ends} 00:53:00:00:00:05 nowhere odd *\n"
+    )
+    files = LeaseFiles()
+    files.use([file], {"00:53:00:00:00:03": "tv"}, {ip_network("192.0.2.0/24"): 3600})
+    before = int(time.time())
+    assert files.guests() == [
+        Guest("00:53:00:00:00:03", "tv", "192.0.2.3", ends - 3600, ends),
+        Guest("00:53:00:00:00:02", "phone", "192.0.2.20", ends - 3600, ends),
+    ]
+    files.use([file], {})
+    assert [before <= guest.since <= int(time.time()) for guest in files.guests()] == [True, True]
