@@ -52,6 +52,7 @@ SOURCES: dict[str, Source] = {
     "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),
     "tinyproxy": Debian("tinyproxy-bin", ("tinyproxy",)),
+    "systemd-analyze": Debian("systemd", ("systemd-analyze",)),
     "debootstrap": Debian("debootstrap", ("debootstrap",)),
 }
 
