@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         config = configuration.configuration(arguments)
-        logs(config, handler(config))
     except ConfigError as error:
         print(f"gateway run: {error}", file=sys.stderr)
         return REFUSED
+    logs(config, handler(config))
     descriptors.raise_limit()
     descriptors.keep()
     faulthandler.enable(2)  # SIGABRT of a loop that stands still: where
