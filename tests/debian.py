@@ -31,9 +31,9 @@ exec chroot "$0" "$@"
 INSTALL = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends")
 
 
-def bare(folder: Path) -> Path:
+def bare(folder: Path, suite: str = SUITE) -> Path:
     """``folder/tree``: a copy of a fresh Debian whose package lists are still to be fetched."""
-    kept = peer.cache() / "peers" / f"tree-{SUITE}-{peer.release()}.tar"
+    kept = peer.cache() / "peers" / f"tree-{suite}-{peer.release()}.tar"
     with peer.locked(kept):
         if not kept.exists():
             peer.say("debootstrap: a bare Debian tree, about a minute")
@@ -42,7 +42,7 @@ def bare(folder: Path) -> Path:
             # This machine's own package is used where it is installed.
             environment = {"DEBOOTSTRAP_DIR": str(data)} if data.exists() else {}
             made = folder / "made"
-            command = [program, "--variant=minbase", f"--keyring={KEYRING}", SUITE, made, MIRROR]
+            command = [program, "--variant=minbase", f"--keyring={KEYRING}", suite, made, MIRROR]
             peer.call(command, folder, environment)
             peer.call(["tar", "--one-file-system", "-C", made, "-cf", f"{kept}.part", "."], folder)
             shutil.rmtree(made)
@@ -53,8 +53,8 @@ def bare(folder: Path) -> Path:
     for name in ("resolv.conf", "host-certificates.crt"):
         (tree / "etc" / name).unlink(missing_ok=True)
         (tree / "etc" / name).touch()
-    security = "deb http://deb.debian.org/debian-security bookworm-security main\n"
-    (tree / "etc/apt/sources.list").write_text(f"deb {MIRROR} {SUITE} main\n{security}")
+    security = f"deb http://deb.debian.org/debian-security {suite}-security main\n"
+    (tree / "etc/apt/sources.list").write_text(f"deb {MIRROR} {suite} main\n{security}")
     return tree
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from tests.debian import INSTALL, bare, inside, ready
+from tests.debian import CHECKOUT, INSTALL, bare, inside, ready
 
 from .conftest import NEXT
 
@@ -113,6 +114,30 @@ def field_of(tree: Path, name: str) -> str:
     return ready(tree, "dpkg-query", "-W", f"-f=${{{name}}}", "gateway-router")
 
 
+def test_debian_13(tmp_path: Path) -> None:
+    """Built there, for its Python, with its compilers."""
+    tree = bare(tmp_path, "trixie")
+    for name in ("gateway", "bpf", "nft", "docs", "examples", "packaging"):
+        shutil.copytree(
+            CHECKOUT / name, tree / "opt/gateway" / name, ignore=shutil.ignore_patterns("__pycache__", "*.o")
+        )
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, tree / "opt/gateway")
+    control = (CHECKOUT / "packaging/debian/control").read_text()
+    (wanted,) = re.findall("^Build-Depends: (.*)$", control, re.MULTILINE)
+    ready(tree, "apt-get", "-qq", "update")
+    ready(tree, *INSTALL, "satisfy", f"{wanted}, build-essential, python3-pip")
+    archive = ready(tree, "/opt/gateway/packaging/build", "/root/package").split()[-1]
+    ready(tree, *INSTALL, "install", archive)
+    assert "Python 3.13" in ready(tree, "gateway", "version")
+    ready(tree, "gateway", "check", "-c", "/usr/share/doc/gateway-router/examples/home.json")
+    (tree / "etc/gateway/plain.json").write_text('{"outbounds": [{"type": "direct"}]}')
+    assert "in memory " in ready(tree, "unshare", "--net", "sh", "-c", RUN)
+    ready(tree, *INSTALL, "purge", "gateway-router")
+    assert not [place for place in ("etc/gateway", "usr/lib/gateway") if (tree / place).exists()]
+    shutil.rmtree(tree)
+
+
 def test_lintian_finds_nothing(package: Path) -> None:
     (changes,) = package.parent.glob("*.changes")
     done = subprocess.run(
@@ -125,8 +150,8 @@ def test_lintian_finds_nothing(package: Path) -> None:
 
 def test_it_is_for_both_machines(package: Path) -> None:
     assert field(package, "Package") == "gateway-router"
-    control = (Path(__file__).resolve().parents[3] / "packaging/debian/control").read_text()
+    control = (CHECKOUT / "packaging/debian/control").read_text()
     assert "\nArchitecture: amd64 arm64\n" in control
-    changelog = (Path(__file__).resolve().parents[3] / "packaging/debian/changelog").read_text()
+    changelog = (CHECKOUT / "packaging/debian/changelog").read_text()
     assert changelog.startswith(f"gateway-router ({__version__}) ")
     assert field(package, "Version") == __version__
