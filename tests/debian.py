@@ -7,6 +7,7 @@ packages and services are out of reach. The network is the host's, since package
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -88,3 +89,23 @@ def package(folder: Path, version: str = "") -> Path:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return Path(done.stdout.split()[-1])
+
+
+def builder(folder: Path, suite: str) -> Path:
+    """A Debian of its own to build the package in: its tree, with this checkout in /opt/gateway."""
+    tree = bare(folder, suite)
+    for name in ("gateway", "bpf", "nft", "docs", "examples", "packaging"):
+        shutil.copytree(
+            CHECKOUT / name, tree / "opt/gateway" / name, ignore=shutil.ignore_patterns("__pycache__", "*.o")
+        )
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, tree / "opt/gateway")
+    (wanted,) = re.findall("^Build-Depends: (.*)$", (CHECKOUT / "packaging/debian/control").read_text(), re.MULTILINE)
+    ready(tree, "apt-get", "-qq", "update")
+    ready(tree, *INSTALL, "satisfy", f"{wanted}, build-essential, python3-pip")
+    return tree
+
+
+def build(tree: Path, version: str = "") -> Path:
+    """The package that a ``builder`` makes; its path in the tree begins with /root/package."""
+    return tree / ready(tree, "/opt/gateway/packaging/build", "/root/package", version).split()[-1].lstrip("/")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from gateway.lab import peer
 from gateway.lab.lab import Lab
 from tests import peers
-from tests.debian import INSTALL, SUITE, bare, ready
+from tests.debian import INSTALL, bare, ready
 
 PACKAGES = (
     "systemd-sysv", "udev", "linux-image-cloud-amd64", "initramfs-tools", "iproute2", "procps", "curl", "python3",
@@ -84,18 +84,18 @@ class Disk(NamedTuple):
     ram: Path
 
 
-def disk() -> Disk:
+def disk(suite: str) -> Disk:
     """Made on first use, some three minutes."""
-    kept = peer.cache() / "peers" / f"guest-{SUITE}-{peer.release()}-{EDITION}"
+    kept = peer.cache() / "peers" / f"guest-{suite}-{peer.release()}-{EDITION}"
     found = Disk(kept / "disk.img", kept / "vmlinuz", kept / "initrd.img")
     with peer.locked(kept):
         if not (kept / "complete").exists():
-            peer.say("a guest for QEMU: some three minutes")
+            peer.say(f"a guest for QEMU with Debian {suite}: some three minutes")
             shutil.rmtree(kept, ignore_errors=True)
             kept.mkdir(parents=True)
             folder = Path(tempfile.mkdtemp(prefix="gw"))
             try:
-                _make(bare(folder), found)
+                _make(bare(folder, suite), found)
             finally:
                 shutil.rmtree(folder)
             (kept / "complete").touch()
@@ -140,10 +140,10 @@ def repository(packages: list[Path], file: Path) -> None:
 class Guest:
     """Runs on the lab's host ``gateway``, whose interfaces lan0 and wan0 become its network cards."""
 
-    def __init__(self, lab: Lab, packages: list[Path]) -> None:
+    def __init__(self, lab: Lab, packages: list[Path], suite: str) -> None:
         self.host = lab.host("gateway")
         self.folder = Path(tempfile.mkdtemp(prefix="gw"))
-        found = disk()
+        found = disk(suite)
         repository(packages, self.folder / "packages.img")
         for name in MACS:
             self._wire(name)

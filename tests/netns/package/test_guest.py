@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from gateway.lab.lab import Lab
+from tests.debian import SUITE, build, builder
 from tests.netns.whole.conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, until
 
 from .conftest import NEXT
@@ -22,9 +22,15 @@ PAUSE = 5.0
 SHOW = "systemctl show gateway -p ActiveState,SubState,Result,NRestarts,MainPID,StatusText,ConditionResult,WatchdogUSec"
 
 
-@pytest.fixture(scope="module")
-def guest(lab: Lab, package: Path, rebuilt: Path) -> Iterator[Guest]:
-    made = Guest(lab, [package, rebuilt])
+@pytest.fixture(scope="module", params=[SUITE, pytest.param("trixie", marks=pytest.mark.soak)])
+def guest(request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """With both packages, which were built for its Debian."""
+    if request.param == SUITE:
+        packages = [request.getfixturevalue(name) for name in ("package", "rebuilt")]
+    else:
+        tree = builder(tmp_path_factory.mktemp("builder"), request.param)
+        packages = [build(tree), build(tree, NEXT)]
+    made = Guest(lab, packages, request.param)
     try:
         yield made
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from tests.debian import CHECKOUT, INSTALL, bare, inside, ready
+from tests.debian import CHECKOUT, INSTALL, bare, build, builder, inside, ready
 
 from .conftest import NEXT
 
@@ -116,19 +115,8 @@ def field_of(tree: Path, name: str) -> str:
 
 def test_debian_13(tmp_path: Path) -> None:
     """Built there, for its Python, with its compilers."""
-    tree = bare(tmp_path, "trixie")
-    for name in ("gateway", "bpf", "nft", "docs", "examples", "packaging"):
-        shutil.copytree(
-            CHECKOUT / name, tree / "opt/gateway" / name, ignore=shutil.ignore_patterns("__pycache__", "*.o")
-        )
-    for name in ("README.md", "LICENSE"):
-        shutil.copy(CHECKOUT / name, tree / "opt/gateway")
-    control = (CHECKOUT / "packaging/debian/control").read_text()
-    (wanted,) = re.findall("^Build-Depends: (.*)$", control, re.MULTILINE)
-    ready(tree, "apt-get", "-qq", "update")
-    ready(tree, *INSTALL, "satisfy", f"{wanted}, build-essential, python3-pip")
-    archive = ready(tree, "/opt/gateway/packaging/build", "/root/package").split()[-1]
-    ready(tree, *INSTALL, "install", archive)
+    tree = builder(tmp_path, "trixie")
+    ready(tree, *INSTALL, "install", f"/{build(tree).relative_to(tree)}")
     assert "Python 3.13" in ready(tree, "gateway", "version")
     ready(tree, "gateway", "check", "-c", "/usr/share/doc/gateway-router/examples/home.json")
     (tree / "etc/gateway/plain.json").write_text('{"outbounds": [{"type": "direct"}]}')
