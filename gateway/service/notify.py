@@ -35,8 +35,8 @@ class Notifier:
     is not told."""
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ, line: Callable[[], str] = str) -> None:
-        words = [environment.pop(f"{name}", "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")]
-        path, period, process = words
+        names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        path, period, process = (environment.pop(name, "") for name in names)
         # "@" stands for the zero byte of an abstract name (unix(7)).
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._socket: socket.socket | None = None

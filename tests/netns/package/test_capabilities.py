@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.errors import GatewayError
 from gateway.lab.process import User
 from gateway.service.control import ask
 from tests.netns.whole.conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, keepers, until
@@ -17,6 +18,8 @@ UNIT = Path(__file__).resolve().parents[3] / "packaging/debian/gateway.service"
 LAN = {"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"],
        "dhcp_server": {"range": ["192.168.7.100", "192.168.7.199"]}, "domain": "lan.example"}  # fmt: skip
 SOMEBODY = User(4001, 4100)
+ELSEWHERE = {"perfmon", "sys_admin"}
+"""Needed by older kernels' BPF, and to enter another network namespace."""
 
 
 def capabilities() -> list[str]:
@@ -32,6 +35,19 @@ def within(*allowed: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("fail", ["open", "hold"])
 def test_those_are_enough(whole: Whole, fail: str) -> None:
     whole.program = within(*capabilities())
+    live(whole, fail)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("one", [one for one in capabilities() if one not in ELSEWHERE])
+def test_each_is_needed(whole: Whole, one: str) -> None:
+    whole.program = within(*(other for other in capabilities() if other != one))
+    with pytest.raises((AssertionError, OSError, GatewayError)):
+        live(whole, "hold")
+
+
+def live(whole: Whole, fail: str) -> None:
+    """Start, carry flows, reload, stop, start again over what stands, and undo it all."""
     # By userspace, which has to find the owner of a socket of somebody else; and by the process programs.
     whole.rules = [{"user_id": [4001], "process_path_regex": ["/python3[^/]*$"], "outbound": "far"}]
     whole.start(fail, lans=[LAN])
