@@ -18,8 +18,8 @@ UNIT = Path(__file__).resolve().parents[3] / "packaging/debian/gateway.service"
 LAN = {"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"],
        "dhcp_server": {"range": ["192.168.7.100", "192.168.7.199"]}, "domain": "lan.example"}  # fmt: skip
 SOMEBODY = User(4001, 4100)
-ELSEWHERE = {"perfmon", "sys_admin"}
-"""Needed by older kernels' BPF, and to enter another network namespace."""
+ELSEWHERE = {"perfmon"}
+"""Needed by the verifier of other kernels for the same programs."""
 
 
 def capabilities() -> list[str]:
