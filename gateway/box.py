@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,9 +34,16 @@ STATE = Path("/var/lib/gateway")
 
 class Box:
     """``run`` and ``state`` are the folders of this instance; ``run`` is there, and claimed. Build it in the running
-    loop. Raises ConfigError; OSError, KernelError where this process may not do what a gateway does."""
+    loop. ``patience()``: a block in which the loop may stand still for a while, for whoever watches it. Raises
+    ConfigError; OSError, KernelError where this process may not do what a gateway does."""
 
-    def __init__(self, config: Config, run: Path, state: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        state: Path,
+        patience: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.config = config
         self.run = run
         self.started = time.time()
@@ -50,7 +58,10 @@ class Box:
         own = None if self.host is None else self.host.lans.daemon.leases
         self._journal: Journal | None = None
         self.plane = Plane(config, leases, _mark(config), self._record, self.host is not None, own)
-        self.kernel = None if self.host is None or options is None else Kernel(options, config, self.host, self.plane)
+        self.kernel = None
+        if self.host is not None and options is not None:
+            self.kernel = Kernel(options, config, self.host, self.plane, patience)
+        self._patience = patience
         self.accounts = Accounts(self.plane, self.host, self.kernel)
 
     async def start(self) -> None:
@@ -77,7 +88,7 @@ class Box:
             if self._stopping:
                 raise GatewayError("the gateway stops")
             # Rule sets are read and compiled, which a small processor may be long at.
-            with contextlib.nullcontext() if self.kernel is None else self.kernel.patience():
+            with self._patience() if self.kernel is None else self.kernel.patience():
                 await self._reload(config)
 
     async def _reload(self, config: Config) -> None:
@@ -131,6 +142,25 @@ class Box:
         elif self._journal is not None:
             self._journal.close()
             await undo(self.run)
+
+    def line(self) -> str:
+        """Its state in one line for a person."""
+        if self._stopping or self.state != "running":
+            return "stops" if self._stopping else "starts"
+        if self.host is None:
+            return "runs; nothing of this host is changed"
+        uplinks = self.host.uplinks
+        waits = [f"{one.interface}: {one.problem}" for one in uplinks.snapshots if one.problem]
+        said = [f"uplink {uplinks.elected.interface}" if uplinks.elected else "no uplink", *waits]
+        refused = {} if self.kernel is None else self.kernel.problems
+        said += [f"{what}: {why}" for what, why in (self.host.lans.problems | refused).items()]
+        return f"routes; {'; '.join(said)}"
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds after which the loop counts as dead if it stands still; 0 never."""
+        options = gateway_options(self.config)
+        return float((options or GatewayOptions()).heartbeat)
 
     def explain(self, request: dict[str, Any]) -> dict[str, Any]:
         """What would become of a flow now. Raises GatewayError."""

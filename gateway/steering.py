@@ -80,9 +80,18 @@ class State(NamedTuple):
 
 
 class Kernel:
-    """``problems``: what the kernel refused, name -> one line for a person; steering goes on without it."""
+    """``problems``: what the kernel refused, name -> one line for a person; steering goes on without it. ``patience``
+    as for the Box."""
 
-    def __init__(self, options: GatewayOptions, config: Config, host: Host, plane: Plane) -> None:
+    def __init__(
+        self,
+        options: GatewayOptions,
+        config: Config,
+        host: Host,
+        plane: Plane,
+        patience: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._patience = patience
         self._host = host
         self._plane = plane
         self._made: Any = None
@@ -423,7 +432,7 @@ class Kernel:
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
         """In the block the loop may stand still for a while."""
-        with contextlib.nullcontext() if self._steerer is None else self._steerer.patience():
+        with self._patience(), contextlib.nullcontext() if self._steerer is None else self._steerer.patience():
             yield
 
     # -- the end

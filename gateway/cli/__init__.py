@@ -27,6 +27,7 @@ COMMANDS = {
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",
     "parity": "what is built of sing-box, row by row",
+    "reload": "apply the changed configuration of a gateway that runs",
     "version": "print the version",
 }
 
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gateway", description="A Linux gateway router for sing-box configurations.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in words if not word.startswith("-")), "")
+    if chosen == "run" and "--minimal" in words:  # before anything is imported that it leaves out
+        import_module("gateway.cli.footprint").minimize()
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == chosen:

@@ -1,4 +1,7 @@
-"""``gateway run``: the gateway itself, until SIGTERM or SIGINT; SIGHUP applies a changed configuration."""
+"""``gateway run``: the gateway itself, until SIGTERM or SIGINT; SIGHUP applies a changed configuration.
+
+Exit status ``REFUSED`` where the configuration is wrong: starting again mends nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.box import Box
-from gateway.cli import configuration, instance
+from gateway.cli import configuration, footprint, instance
 from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
 from gateway.host import undo
 from gateway.kernel import descriptors, journal
 from gateway.service.claim import Claim
 from gateway.service.control import Control
+from gateway.service.notify import Notifier
 
+REFUSED = 78
+"""EX_CONFIG of sysexits.h."""
 LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
 log = logging.getLogger("gateway")
@@ -28,10 +34,19 @@ log = logging.getLogger("gateway")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     configuration.add_arguments(parser)
     instance.add_arguments(parser)
+    parser.add_argument(
+        "--minimal",
+        action="store_true",
+        help="no BPF and no optional library; says what that takes on disk and in memory",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = configuration.configuration(arguments)
+    try:
+        config = configuration.configuration(arguments)
+    except ConfigError as error:
+        print(f"gateway run: {error}", file=sys.stderr)
+        return REFUSED
     logs(config, handler(config))
     descriptors.raise_limit()
     descriptors.keep()
@@ -78,13 +93,14 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     for note in config.notes:
         log.warning(note)
     folder, state = instance.folders(arguments)
+    notifier = Notifier()
     claim, forget = Claim(folder, alone=config.gateway is not None), False
     stands = bool(journal.read(folder / "undo.jsonl"))
     try:
         try:
-            box = Box(config, folder, state)
+            box = Box(config, folder, state, notifier.patience)
             try:
-                await _run(arguments, box)
+                await _run(arguments, box, notifier)
             finally:
                 stands = stands or box.state == "running"
         finally:
@@ -95,10 +111,11 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         raise GatewayError(f"{where}{error.strerror or error}") from error
     finally:
         claim.release(forget=forget)
+        notifier.close()
     return 0
 
 
-async def _run(arguments: argparse.Namespace, box: Box) -> None:
+async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -115,16 +132,28 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
         return box.devices()
 
     changing = asyncio.Lock()  # what was read last is applied last
-    waiting = False
+    waiting, kept = False, ""
+
+    def line() -> str:
+        return f"{box.line()}; configuration kept: {kept}" if kept else box.line()
 
     async def apply() -> None:
-        nonlocal waiting
+        nonlocal waiting, kept
         async with changing:
             waiting = False
-            config = await asyncio.to_thread(configuration.configuration, arguments)
-            where = handler(config)
-            await box.reload(config)
-            logs(config, where)
+            notifier.reloading()
+            try:
+                config = await asyncio.to_thread(configuration.configuration, arguments)
+                where = handler(config)
+                await box.reload(config)
+                logs(config, where)
+                kept = ""
+                notifier.agree(box.heartbeat)
+            except Exception as error:
+                kept = str(error)
+                raise
+            finally:
+                notifier.ready()
 
     async def reload(_: dict[str, Any]) -> dict[str, Any]:
         await apply()
@@ -157,11 +186,16 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    notifier.start(line, box.heartbeat)
     try:
         await box.start()
+        notifier.ready()
         log.info("started; control socket %s", control.path)
+        if arguments.minimal:
+            print(*footprint.lines(), sep="\n", flush=True)
         await stop.wait()
     finally:
+        notifier.stopping()
         control.refusal = "the gateway stops"
         try:
             await box.stop()

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from gateway.core.errors import KernelError
+from gateway.kernel.bpf import syscall
 from gateway.kernel.bpf.syscall import Map
 
 OBJECTS = Path(__file__).parent / "objects"
@@ -50,7 +51,9 @@ _log: deque[str] = deque(maxlen=400)
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """libbpf with its log captured. Raises KernelError where it is not installed or older than 1.0."""
+    """libbpf with its log captured. Raises KernelError where it is not installed or older than 1.0, and after
+    ``syscall.forbid``."""
+    syscall.allowed()
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:

@@ -57,8 +57,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype, _libc.syscall.argtypes = c_long, (c_long, c_int, c_void_p, c_uint)
 
 
+_forbidden: list[str] = []
+
+
+def forbid(reason: str) -> None:
+    """No BPF in this process from now on, with either loader, as on a kernel without it."""
+    _forbidden.append(reason)
+
+
+def allowed() -> None:
+    """Raises KernelError after ``forbid``."""
+    if _forbidden:
+        raise KernelError("bpf(2)", 0, _forbidden[0])
+
+
 def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
-    """What the kernel returns: a descriptor or 0, or minus an errno."""
+    """What the kernel returns: a descriptor or 0, or minus an errno. Raises KernelError after ``forbid``."""
+    allowed()
     result: int = _libc.syscall(_number(), command, attributes, len(attributes))
     return result if result >= 0 else -ctypes.get_errno()
 

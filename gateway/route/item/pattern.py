@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import re2
+try:
+    import re2
+except ImportError:  # it has no wheel for musl
+    re2 = None
+else:
+    _OPTIONS = re2.Options()
+    _OPTIONS.log_errors = False
 
-_OPTIONS = re2.Options()
-_OPTIONS.log_errors = False
+MISSING = "RE2 is not installed here (the Python package google-re2), and no other engine means the same"
 
 
 class Patterns:
@@ -21,10 +26,12 @@ class Patterns:
     __slots__ = ("_compiled", "_texts")
 
     def __init__(self, expressions: Iterable[str]) -> None:
-        """Raises ValueError naming the expression that RE2 refuses."""
+        """Raises ValueError naming the expression that RE2 refuses, and for any where there is no RE2."""
         self._compiled: list[Any] = []
         self._texts = tuple(expressions)
         for expression in self._texts:
+            if re2 is None:
+                raise ValueError(f'"{expression}": {MISSING}')
             try:
                 self._compiled.append(re2.compile(expression, _OPTIONS))
             except re2.error as error:

@@ -7,56 +7,18 @@ tree is a chroot in a private mount namespace.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.lab import peer
-from tests import peers
+from tests.debian import CHECKOUT, bare, inside
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("bootstrap")]
-CHECKOUT = Path(__file__).resolve().parents[3]
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CALLS = "var/log/service-calls"
 STUBS = ("usr/bin/systemctl", "usr/sbin/invoke-rc.d", "usr/bin/deb-systemd-invoke", "usr/sbin/service")
-# Mounts vanish with the namespace; the host's certificates are those that this machine's network may need.
-ENTER = f"""
-set -e
-mount -t proc proc "$0/proc"
-mount --rbind /sys "$0/sys"
-mount --rbind /dev "$0/dev"
-mount --bind /etc/resolv.conf "$0/etc/resolv.conf"
-[ ! -e {CERTIFICATES} ] || mount --bind {CERTIFICATES} "$0/etc/host-certificates.crt"
-exec chroot "$0" "$@"
-"""
-
-
-def bare(folder: Path) -> Path:
-    """A copy of a fresh Debian, which is made once and kept in the cache."""
-    kept = peer.cache() / "peers" / f"tree-{SUITE}-{peer.release()}.tar"
-    with peer.locked(kept):
-        if not kept.exists():
-            peer.say("debootstrap: a bare Debian tree, about a minute")
-            program = peers.path("debootstrap")
-            data = program.parent.parent / "tree/usr/share/debootstrap"
-            # This machine's own package is used where it is installed.
-            environment = {"DEBOOTSTRAP_DIR": str(data)} if data.exists() else {}
-            made = folder / "made"
-            command = [program, "--variant=minbase", f"--keyring={KEYRING}", SUITE, made, MIRROR]
-            peer.call(command, folder, environment)
-            peer.call(["tar", "--one-file-system", "-C", made, "-cf", f"{kept}.part", "."], folder)
-            shutil.rmtree(made)
-            os.replace(f"{kept}.part", kept)
-    tree = folder / "tree"
-    tree.mkdir()
-    peer.call(["tar", "-C", tree, "-xf", kept], folder)
-    return tree
 
 
 @pytest.fixture
@@ -67,25 +29,10 @@ def tree(tmp_path: Path) -> Iterator[Path]:
         (made / stub).unlink(missing_ok=True)
         peer.script(made / stub, f'echo "$0 $*" >>/{CALLS}\n')
     (made / CALLS).touch()
-    for name in ("resolv.conf", "host-certificates.crt"):
-        (made / "etc" / name).unlink(missing_ok=True)
-        (made / "etc" / name).touch()
-    security = "deb http://deb.debian.org/debian-security bookworm-security main\n"
-    (made / "etc/apt/sources.list").write_text(f"deb {MIRROR} {SUITE} main\n{security}")
     leave = shutil.ignore_patterns(".git", "__pycache__", "build", "*.o", ".*_cache", ".hypothesis", ".venv")
     shutil.copytree(CHECKOUT, made / "opt/gateway", ignore=leave)
     yield made
     shutil.rmtree(made)
-
-
-def inside(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``words`` in the tree with a bare environment."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C"}
-    # Where a machine reaches PyPI is told by its environment.
-    environment |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-    environment["PIP_CERT"] = "/etc/host-certificates.crt"
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, str(tree), *words]
-    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=1200, check=False)
 
 
 def enabled(tree: Path) -> set[str]:

@@ -1,0 +1,77 @@
+"""The gateway with no other capabilities than its unit leaves it: all that it does otherwise it does with them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import GatewayError
+from gateway.lab.process import User
+from gateway.service.control import ask
+from tests.netns.whole.conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, keepers, until
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+UNIT = Path(__file__).resolve().parents[3] / "packaging/debian/gateway.service"
+LAN = {"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"],
+       "dhcp_server": {"range": ["192.168.7.100", "192.168.7.199"]}, "domain": "lan.example"}  # fmt: skip
+SOMEBODY = User(4001, 4100)
+ELSEWHERE = {"perfmon"}
+"""Needed by the verifier of other kernels for the same programs."""
+
+
+def capabilities() -> list[str]:
+    lines = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
+    return [word.removeprefix("CAP_").lower() for line in lines for word in line.partition("=")[2].split()]
+
+
+def within(*allowed: str) -> tuple[str, ...]:
+    words = ",".join(["-all", *(f"+{one}" for one in allowed)])
+    return ("setpriv", "--inh-caps", words, "--bounding-set", words, "--no-new-privs", sys.executable, "-m", "gateway")
+
+
+@pytest.mark.parametrize("fail", ["open", "hold"])
+def test_those_are_enough(whole: Whole, fail: str) -> None:
+    whole.program = within(*capabilities())
+    live(whole, fail)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("one", [one for one in capabilities() if one not in ELSEWHERE])
+def test_each_is_needed(whole: Whole, one: str) -> None:
+    whole.program = within(*(other for other in capabilities() if other != one))
+    with pytest.raises((AssertionError, OSError, GatewayError)):
+        live(whole, "hold")
+
+
+def live(whole: Whole, fail: str) -> None:
+    """Start, carry flows, reload, stop, start again over what stands, and undo it all."""
+    # By userspace, which has to find the owner of a socket of somebody else; and by the process programs.
+    whole.rules = [{"user_id": [4001], "process_path_regex": ["/python3[^/]*$"], "outbound": "far"}]
+    whole.start(fail, lans=[LAN])
+    status = ask(whole.folder, {"command": "status"})
+    assert status["refused"] == {}
+    assert status["problems"].get("dnsmasq", "") == ""
+    for six in (0, 1):
+        assert whole.ask("tcp", whole.client, DIRECT[six]) == KERNEL[six]
+        assert whole.ask("tcp", whole.client, PROXIED[six]) == USERSPACE[six]
+    assert whole.names() == "198.51.100.1"
+    asking = (
+        f"import socket; s = socket.create_connection(('{DIRECT[0]}', 7), 5); s.send(b'?'); print(s.recv(99).decode())"
+    )
+    seen = [whole.gateway.run([sys.executable, "-c", asking], user=user).out.split()[:1] for user in (SOMEBODY, None)]
+    assert seen == [[USERSPACE[0]], ["203.0.113.1"]]
+    whole.reload(fail, lans=[LAN], heartbeat="4s")
+    assert until(whole.steers)
+    whole.end(signal.SIGTERM)
+    assert len(keepers(whole)) == (fail == "hold")
+    # The next one takes dnsmasq over, and ends the keeper: processes of another user, of another time.
+    whole.start(fail, lans=[{**LAN, "domain": "other.example"}])
+    assert ask(whole.folder, {"command": "status"})["problems"].get("dnsmasq", "") == ""
+    assert whole.names() == "198.51.100.1"
+    done = whole.gateway.run([*whole.program, "down", "--instance", whole.instance], timeout=60)
+    assert done.ok, done.err
+    assert whole.tables() == set()
+    assert keepers(whole) == []
