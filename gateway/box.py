@@ -25,6 +25,8 @@ from gateway.kernel.journal import Journal
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
 from gateway.prediction import lans_of, offline, predict
+from gateway.service.cache_file import CacheFile
+from gateway.service.options import CacheFileOptions, ExperimentalOptions
 from gateway.steering import Kernel
 
 RUN = Path("/run/gateway")
@@ -49,7 +51,8 @@ class Box:
         leases = NoLeases() if self.host is None else self.host.uplinks
         own = None if self.host is None else self.host.lans.daemon.leases
         self._journal: Journal | None = None
-        self.plane = Plane(config, leases, _mark(config), self._record, self.host is not None, own)
+        self.cache = _cache(config)
+        self.plane = Plane(config, leases, _mark(config), self._record, self.host is not None, own, self.cache)
         self.kernel = None if self.host is None or options is None else Kernel(options, config, self.host, self.plane)
         self.accounts = Accounts(self.plane, self.host, self.kernel)
 
@@ -57,6 +60,8 @@ class Box:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding, OSError where a port is taken."""
         async with self._changing:
+            if self.cache is not None:
+                self._ends.callback(self.cache.close)
             self._ends.push_async_callback(self._end_host)
             self._ends.push_async_callback(self.plane.stop)
             if self.host is not None:
@@ -88,6 +93,8 @@ class Box:
         if needed and needed != marked and not (marked and needed == mark.OWN):
             # Sockets that are open would be led into the device.
             raise ConfigError("the first tun inbound came, or its auto_redirect_output_mark changed: restart for that")
+        if _cache_options(config) != _cache_options(self.config):
+            raise ConfigError("it changed: restart for that", "experimental.cache_file")
         before, old = gateway_options(self.config), self.plane.parts
         parts = await self.plane.prepare(config)
         try:
@@ -158,6 +165,15 @@ class Box:
         words = [str(word) for word in request.get("filter", [])]
         return structs.asdict(await self.accounts.flows(request.get("sort", "bytes"), words, float(interval)))
 
+    def groups(self) -> dict[str, Any]:
+        """What ``gateway groups`` shows."""
+        return {"groups": self.plane.groups()}
+
+    def select(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let ``group`` use ``member``. Raises GatewayError."""
+        self.plane.select(str(request.get("group", "")), str(request.get("member", "")))
+        return {}
+
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""
         host = {} if self.host is None else self.host.status()
@@ -178,6 +194,16 @@ def gateway_options(config: Config) -> GatewayOptions | None:
         return None
     assert isinstance(options, GatewayOptions)
     return options
+
+
+def _cache_options(config: Config) -> CacheFileOptions:
+    options = config.experimental
+    return options.cache_file if isinstance(options, ExperimentalOptions) else CacheFileOptions()
+
+
+def _cache(config: Config) -> CacheFile | None:
+    options = _cache_options(config)
+    return CacheFile(config.directory / options.path, options.cache_id) if options.enabled else None
 
 
 def _tunnels(config: Config) -> list[Any]:

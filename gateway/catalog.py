@@ -43,6 +43,7 @@ DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
 SECTIONS = {
     "route": ("gateway.route.options", "parse_route"),
     "dns": ("gateway.dns.options", "decode_section"),
+    "experimental": ("gateway.service.options", "decode_section"),
     "gateway": ("gateway.options", "decode_section"),
 }
 
@@ -69,7 +70,7 @@ def runtime(kind: str, name: str) -> type[Any]:
 
 
 def section(name: str) -> Callable[[Any, str], Any]:
-    """Decoder of a top-level object, ``(JSON value, path) -> options``: ``route``, ``dns`` or ``gateway``."""
+    """Decoder of a top-level object, ``(JSON value, path) -> options``: one of ``SECTIONS``."""
     module, decoder = SECTIONS[name]
     if find_spec(module) is None:
         return lambda value, path: _not_built(value, path)

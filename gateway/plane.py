@@ -17,12 +17,14 @@ from gateway.core.contracts import (
     Leases,
     Outbound,
     Owners,
+    Store,
     Wiring,
+    chooses,
 )
 from gateway.core.contracts import (
     Router as RouterContract,
 )
-from gateway.core.errors import ConfigError
+from gateway.core.errors import ConfigError, GatewayError
 from gateway.core.flow import Flow
 from gateway.dns.router import Router as DNSRouter
 from gateway.kernel.edge import Edge
@@ -114,18 +116,19 @@ class Parts:
 
 
 class Plane:
-    """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered; ``record`` and ``steers``: see ``Wiring``;
-    ``lease_file``: where our dnsmasq writes the leases of the LANs. Build it in the running loop. Raises ConfigError
-    for a rule set that cannot be read and for an outbound that a rule names and nobody has."""
+    """``mark``: SO_MARK of every socket of ours, 0 where nothing is steered; ``record``, ``steers`` and ``store``: see
+    ``Wiring``; ``lease_file``: where our dnsmasq writes the leases of the LANs. Build it in the running loop. Raises
+    ConfigError for a rule set that cannot be read and for an outbound that a rule names and nobody has."""
 
     def __init__(
         self, config: Config, leases: Leases, mark: int = 0,
         record: Callable[[dict[str, Any]], None] | None = None, steers: bool = False, lease_file: Path | None = None,
+        store: Store | None = None,
     ) -> None:  # fmt: skip
         self.edge = Edge(asyncio.get_running_loop())
         unset = cast(Any, None)
         self.wiring = Wiring(
-            self.edge, unset, unset, unset, leases, unset, mark, record=record, steers=steers
+            self.edge, unset, unset, unset, leases, unset, mark, record=record, steers=steers, store=store
         )  # fmt: skip
         self.owners: SocketOwners = SocketOwners()
         self.wiring.owners = cast(Owners, self.owners)
@@ -258,7 +261,31 @@ class Plane:
 
     def status(self) -> dict[str, Any]:
         """Its part of what ``gateway status`` shows."""
-        return {"inbounds": [f"{item.type}/{item.tag}" for item in self.inbounds], "flows": len(self.router.flows())}
+        stored = {} if self.wiring.store is None else {"store": self.wiring.store.problem}
+        inbounds = [f"{item.type}/{item.tag}" for item in self.inbounds]
+        return {"inbounds": inbounds, "flows": len(self.router.flows()), **stored}
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Of each group its ``members`` (tag and type) and the one in use, ``now``; ``chosen``: by a person."""
+        found = []
+        for tag in self.outbounds:
+            group = self.outbounds[tag]
+            if members := getattr(group, "members", ()):
+                found.append({
+                    "tag": tag, "type": group.type, "now": self.outbounds.now(tag), "chosen": chooses(group),
+                    "members": [{"tag": member, "type": self.outbounds[member].type} for member in members],
+                })  # fmt: skip
+        return found
+
+    def select(self, tag: str, member: str) -> None:
+        """Let group ``tag`` use ``member`` from now on. Raises GatewayError."""
+        if tag not in self.outbounds or not chooses(group := self.outbounds[tag]):
+            groups = [one["tag"] for one in self.groups() if one["chosen"]]
+            raise GatewayError(f'"{tag}" is no selector; selectors: {", ".join(groups) or "none"}')
+        try:
+            group.select(member)
+        except KeyError:
+            raise GatewayError(f'"{member}" is no member of {tag}; members: {", ".join(group.members)}') from None
 
 
 def lease_files(parts: Parts, own: Path | None) -> tuple[list[Path], dict[str, str]]:

@@ -22,9 +22,11 @@ COMMANDS = {
     "explain": "which rule decides a flow, where, and why",
     "flows": "the flows that run now, in the kernel and in userspace",
     "format": "print a configuration in canonical form",
+    "groups": "the groups of outbounds, and the member that each uses",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",
     "parity": "what is built of sing-box, row by row",
+    "select": "let a selector use another member",
     "version": "print the version",
 }
 

@@ -111,6 +111,12 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
     async def flows(request: dict[str, Any]) -> dict[str, Any]:
         return await box.flows(request)
 
+    async def groups(_: dict[str, Any]) -> dict[str, Any]:
+        return box.groups()
+
+    async def select(request: dict[str, Any]) -> dict[str, Any]:
+        return box.select(request)
+
     changing = asyncio.Lock()  # what was read last is applied last
     waiting = False
 
@@ -136,7 +142,10 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
         except Exception:
             log.exception("configuration kept")
 
-    control = Control(box.run, {"status": status, "explain": explain, "flows": flows, "reload": reload})
+    handlers = {
+        "status": status, "explain": explain, "flows": flows, "groups": groups, "select": select, "reload": reload,
+    }  # fmt: skip
+    control = Control(box.run, handlers)
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 

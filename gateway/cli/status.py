@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     if files["open"] > FULL * files["limit"]:
         print(f"{files['open']} of {files['limit']} files are open: {REMEDY}")
     print(f"inbounds {' '.join(answer['inbounds']) or 'none'}; {answer['flows']} flows")
+    if problem := answer.get("store"):
+        print(f"nothing is stored: {problem}")
     for one in answer["classes"]:
         if one["flows"]:
             packets = f", {one['packets']} packets" if one["packets"] else ""

@@ -29,7 +29,8 @@ class Catalog(Protocol):
     def options(self, kind: str, name: str, /) -> type[Any]: ...
 
     def section(self, name: str, /) -> Callable[[Any, str], Any]:
-        """Decoder of the top-level objects ``route``, ``dns`` and ``gateway``: (JSON value, path) -> options."""
+        """Decoder of the top-level objects ``route``, ``dns``, ``experimental`` and ``gateway``: (JSON value, path) ->
+        options."""
 
 
 def read(paths: list[str], directories: list[str] | None = None) -> list[Source]:
@@ -85,7 +86,7 @@ class _Loader:
         for key in value:
             if key not in KEYS:
                 raise ConfigError(anchor.unknown_field(key, set(KEYS), "Options"), key)
-        for key in ("ntp", "certificate", "endpoints", "services", "experimental"):
+        for key in ("ntp", "certificate", "endpoints", "services"):
             if value.get(key):
                 raise ConfigError(anchor.unknown_field(key, set(), "Options"), key)
         dns = value.get("dns", {})
@@ -99,6 +100,7 @@ class _Loader:
             route=self.catalog.section("route")(value.get("route", {}), "route"),
             dns=self.catalog.section("dns")(dns, "dns"),
             gateway=self.catalog.section("gateway")(value["gateway"], "gateway") if "gateway" in value else None,
+            experimental=self.catalog.section("experimental")(value.get("experimental", {}), "experimental"),
             value=value,
             sources=self.sources,
             notes=tuple(

@@ -104,6 +104,17 @@ class Group(Outbound, Protocol):
         """Call ``changed`` after each change of ``now``."""
 
 
+class Chooses(Group, Protocol):
+    """A group whose member somebody chooses."""
+
+    def select(self, tag: str) -> None:
+        """Use member ``tag`` from now on. Raises KeyError where it is none."""
+
+
+def chooses(outbound: object) -> TypeGuard[Chooses]:
+    return hasattr(outbound, "select")
+
+
 class Outbounds(Protocol):
     """All outbounds and endpoints by tag."""
 
@@ -292,6 +303,25 @@ class NoDevices:
         return None
 
 
+class Store(Protocol):
+    """What outlives the process, by kind and key (``experimental.cache_file``). Nothing of it raises; may be used from
+    any thread."""
+
+    problem: str
+    """Why nothing is stored just now; "" where it is."""
+
+    def get(self, kind: str, key: str) -> bytes | None: ...
+
+    def items(self, kind: str) -> list[tuple[str, bytes]]: ...
+
+    def put(self, kind: str, key: str, value: bytes) -> None: ...
+
+    def delete(self, kind: str, key: str) -> None: ...
+
+    def change(self, entries: Iterable[tuple[str, str, bytes | None]]) -> None:
+        """(kind, key, value) all together, None takes it away."""
+
+
 @dataclass(slots=True)
 class Wiring:
     """What a constructor of an inbound, outbound or DNS server gets besides its tag and options.
@@ -317,10 +347,12 @@ class Wiring:
     """Puts the inverse of a step that changes the host into the journal; None where nothing of the host is touched."""
     steers: bool = False
     """A ``gateway`` object stands beside: flows of this host, and of its LANs, are its business."""
+    store: Store | None = None
+    """None where no ``cache_file`` is enabled. There before anything is made."""
 
 
 __all__ = [
-    "Accounts", "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address", "Inbound",
-    "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running",
-    "Strategy", "Wiring", "begins", "echoes",
+    "Accounts", "Begins", "Begun", "Chooses", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address",
+    "Inbound", "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running",
+    "Store", "Strategy", "Wiring", "begins", "chooses", "echoes",
 ]  # fmt: skip
