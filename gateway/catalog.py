@@ -37,8 +37,8 @@ def _server(name: str) -> Entry:
 
 
 INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy", "tun")
-OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks")
-DNS_SERVERS = ("dhcp", "hosts", "local", "tcp", "udp")
+OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks", "urltest")
+DNS_SERVERS = ("dhcp", "fakeip", "hosts", "local", "tcp", "udp")
 
 SECTIONS = {
     "route": ("gateway.route.options", "parse_route"),

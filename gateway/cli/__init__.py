@@ -27,6 +27,7 @@ COMMANDS = {
     "merge": "join several configuration files into one",
     "parity": "what is built of sing-box, row by row",
     "select": "let a selector use another member",
+    "urltest": "let a group probe its members now",
     "version": "print the version",
 }
 

@@ -27,5 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def line(group: dict[str, Any]) -> str:
     """One group, its member in use marked."""
-    members = (f"*{one['tag']}" if one["tag"] == group["now"] else one["tag"] for one in group["members"])
-    return f"{group['type']} {group['tag']}: {', '.join(members)}"
+    members = ", ".join(member(one, group["now"]) for one in group["members"])
+    udp = f"; UDP through {group['udp']}" if group["udp"] not in ("", group["now"]) else ""
+    return f"{group['type']} {group['tag']}: {members}{udp}"
+
+
+def member(one: dict[str, Any], now: str) -> str:
+    delay = "" if one["delay"] is None else f" {one['delay']} ms"
+    return f"{'*' if one['tag'] == now else ''}{one['tag']}{delay}"

@@ -117,6 +117,9 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
     async def select(request: dict[str, Any]) -> dict[str, Any]:
         return box.select(request)
 
+    async def urltest(request: dict[str, Any]) -> dict[str, Any]:
+        return await box.urltest(request)
+
     changing = asyncio.Lock()  # what was read last is applied last
     waiting = False
 
@@ -143,7 +146,8 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
             log.exception("configuration kept")
 
     handlers = {
-        "status": status, "explain": explain, "flows": flows, "groups": groups, "select": select, "reload": reload,
+        "status": status, "explain": explain, "flows": flows, "groups": groups, "select": select, "urltest": urltest,
+        "reload": reload,
     }  # fmt: skip
     control = Control(box.run, handlers)
     await control.start()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from gateway.core.account import By, Listing, Total
 from gateway.core.address import IP, Address
+from gateway.core.delay import Delays
 from gateway.core.flow import Device, Flow, Network, Process
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
 
@@ -98,10 +99,13 @@ class Group(Outbound, Protocol):
 
     @property
     def now(self) -> str:
-        """Tag of the member in use."""
+        """Tag of the member in use, for TCP where that makes a difference."""
+
+    def chosen(self, network: Network) -> str:
+        """Tag of the member that a flow of ``network`` would leave through now."""
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call ``changed`` after each change of ``now``."""
+        """Call ``changed`` after each change of what is chosen."""
 
 
 class Chooses(Group, Protocol):
@@ -109,6 +113,21 @@ class Chooses(Group, Protocol):
 
     def select(self, tag: str) -> None:
         """Use member ``tag`` from now on. Raises KeyError where it is none."""
+
+
+class Probes(Group, Protocol):
+    """A group that probes its members and chooses by itself."""
+
+    def start(self) -> None:
+        """Flows may come from now on."""
+
+    async def check(self, force: bool = False) -> None:
+        """Probe the members, those that were probed within the interval only with ``force``, and choose. Never
+        raises."""
+
+
+def probes(outbound: object) -> TypeGuard[Probes]:
+    return hasattr(outbound, "check")
 
 
 def chooses(outbound: object) -> TypeGuard[Chooses]:
@@ -322,6 +341,31 @@ class Store(Protocol):
         """(kind, key, value) all together, None takes it away."""
 
 
+class Rejections(Protocol):
+    """What address rules did not take (``store_rdrc``)."""
+
+    def holds(self, server: str, name: str, kind: int) -> bool:
+        """Whether the answer of ``server`` to that question was not taken, as far as that still counts."""
+
+    def add(self, server: str, name: str, kind: int) -> None: ...
+
+
+class Fakes(Protocol):
+    """Addresses that stand for names (DNS server ``fakeip``)."""
+
+    store: Store | None
+
+    def __contains__(self, ip: IP) -> bool:
+        """Whether it is one of them, whoever was told of it."""
+
+    def name(self, ip: IP) -> str:
+        """What ``ip`` stands for, "" for nothing."""
+
+    def give(self, name: str, version: int) -> tuple[IP | None, Sequence[tuple[str, str, bytes | None]]]:
+        """The address of ``name`` in that family, None where there are none, and what ``store`` is to be told before
+        anybody is told of it."""
+
+
 @dataclass(slots=True)
 class Wiring:
     """What a constructor of an inbound, outbound or DNS server gets besides its tag and options.
@@ -347,12 +391,18 @@ class Wiring:
     """Puts the inverse of a step that changes the host into the journal; None where nothing of the host is touched."""
     steers: bool = False
     """A ``gateway`` object stands beside: flows of this host, and of its LANs, are its business."""
+    fakes: Fakes | None = None
+    """None where no DNS server is of type ``fakeip``."""
+    rejections: Rejections | None = None
+    """None where they are not kept."""
+    delays: Delays = field(default_factory=Delays)
     store: Store | None = None
     """None where no ``cache_file`` is enabled. There before anything is made."""
 
 
 __all__ = [
-    "Accounts", "Begins", "Begun", "Chooses", "Devices", "Echoes", "Edge", "Group", "IPv4Address", "IPv6Address",
-    "Inbound", "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver", "Router", "Running",
-    "Store", "Strategy", "Wiring", "begins", "chooses", "echoes",
+    "Accounts", "Begins", "Begun", "Chooses", "Devices", "Echoes", "Edge", "Fakes", "Group", "IPv4Address",
+    "IPv6Address", "Inbound", "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Probes",
+    "Rejections", "Resolver", "Router", "Running", "Store", "Strategy", "Wiring", "begins", "chooses", "echoes",
+    "probes",
 ]  # fmt: skip

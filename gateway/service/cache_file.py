@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 T = TypeVar("T")
 
@@ -32,21 +33,27 @@ log = logging.getLogger("gateway.cache")
 
 class CacheFile:
     """See ``core.contracts.Store``. ``path`` is made, 0600, where it is not there; what is there and is broken is moved
-    aside (``NAME.broken``), a database of another program is left alone. May be used from any thread."""
+    aside (``NAME.broken``), a database of another program is left alone. Opened by whoever asks it first. May be used
+    from any thread. With ``reading`` nothing on the disk is made or changed: to look at what a gateway keeps."""
 
-    def __init__(self, path: Path, identity: str = "") -> None:
+    def __init__(self, path: Path, identity: str = "", *, reading: bool = False) -> None:
         self.path = path
         self._identity = identity
+        self._reading = reading
         self._lock = threading.Lock()
         self._base: sqlite3.Connection | None = None
+        self._opened = False
         self.problem = ""
         """Why nothing is stored, "" where it is."""
-        try:
-            self._base = self._open()
-        except (OSError, sqlite3.Error) as error:
-            self._fail(error)
+
+    def open(self) -> None:
+        """Now; ``problem`` says how it went."""
+        self._do(lambda base: None, None)
 
     def _open(self) -> sqlite3.Connection:
+        if self._reading:
+            place = f"file:{quote(str(self.path))}?mode=ro"
+            return sqlite3.connect(place, timeout=BUSY, isolation_level=None, check_same_thread=False, uri=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._broken():
             self._aside("no database")
@@ -103,19 +110,24 @@ class CacheFile:
         log.warning("%s cannot be read (%s): begun anew, the old one is %s", self.path, reason, target.name)
 
     def _fail(self, error: Exception) -> None:
-        self.problem = f"{self.path}: {getattr(error, 'strerror', '') or error}"
-        log.warning("nothing is stored: %s", self.problem)
+        before, self.problem = self.problem, f"{self.path}: {getattr(error, 'strerror', '') or error}"
+        if self.problem != before and not self._reading:
+            log.warning("nothing is stored: %s", self.problem)
 
     def _do(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         with self._lock:
+            if not self._opened:
+                self._opened = True
+                try:
+                    self._base = self._open()
+                except (OSError, sqlite3.Error) as error:
+                    self._fail(error)
             if self._base is None:
                 return otherwise
             try:
                 found = work(self._base)
             except sqlite3.Error as error:
-                if self.problem != (said := f"{self.path}: {error}"):
-                    self.problem = said
-                    log.warning("%s", said)
+                self._fail(error)
                 return otherwise
             self.problem = ""
             return found
@@ -170,6 +182,7 @@ class CacheFile:
     def close(self) -> None:
         """Idempotent; what is asked afterwards is not there."""
         with self._lock:
+            self._opened = True
             if self._base is not None:
                 self._base.close()
                 self._base = None

@@ -11,6 +11,8 @@ from gateway.config.fields import Duration
 from gateway.config.shared import Options
 from gateway.core.errors import ConfigError
 
+WEEK = 7 * 86400.0
+
 
 class CacheFileOptions(Options):
     """``path`` starts at the working folder. What one ``cache_id`` has stored no other one reads. ``store_rdrc``: keep
@@ -21,10 +23,11 @@ class CacheFileOptions(Options):
     cache_id: str = ""
     store_fakeip: bool = False
     store_rdrc: bool = False
-    rdrc_timeout: Duration = Duration(7 * 86400)
+    rdrc_timeout: Duration = Duration(WEEK)
 
     def __post_init__(self) -> None:
         self.path = self.path or "cache.db"
+        self.rdrc_timeout = self.rdrc_timeout or Duration(WEEK)
 
 
 class ExperimentalOptions(Options):

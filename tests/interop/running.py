@@ -45,11 +45,11 @@ class Ours:
 
 
 @contextlib.contextmanager
-def ours(config, ready, folder, instance=""):
-    """``folder`` is where relative paths start; what it keeps elsewhere is gone afterwards, but for an ``instance`` that
-    is named."""
+def ours(config, ready, folder, instance="", env=()):
+    """``folder`` is where relative paths start; what it keeps elsewhere is gone afterwards, but for that of an
+    ``instance`` that is named."""
     name = instance or f"test-{os.getpid()}-{ready}"
-    command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG", "-D", folder]
+    command = ["env", f"PYTHONPATH={ROOT}", *env, sys.executable, "-m", "gateway", "run", "-c", "CONFIG", "-D", folder]
     try:
         with program(*command, "--instance", name, config=config, ready=ready) as process:
             yield Ours(process, name, config)
@@ -64,8 +64,10 @@ def forget(instance):
 
 
 @contextlib.contextmanager
-def sing_box(config, ready, folder):
-    with program(peers.path("sing-box"), "run", "-c", "CONFIG", "-D", folder, config=config, ready=ready) as process:
+def sing_box(config, ready, folder, env=()):
+    with program(
+        "env", *env, peers.path("sing-box"), "run", "-c", "CONFIG", "-D", folder, config=config, ready=ready
+    ) as process:
         yield process
 
 

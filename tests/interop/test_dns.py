@@ -89,7 +89,7 @@ def run(servers, body, *, leases=(), **section):
     async def main():
         edge = Edge(asyncio.get_running_loop())
         found = SimpleNamespace(servers=lambda interface="": leases)
-        wiring = SimpleNamespace(edge=edge, mark=0, route=None, leases=found, outbounds={})
+        wiring = SimpleNamespace(edge=edge, mark=0, route=None, leases=found, outbounds={}, rejections=None, fakes=None)
         built = {}
         for server in servers:
             rest = {key: value for key, value in server.items() if key not in ("type", "tag")}

@@ -38,6 +38,9 @@ class Outbound:
     def now(self) -> str:
         return self._now
 
+    def chosen(self, network: Network) -> str:
+        return self._now
+
     @property
     def networks(self) -> frozenset[Network]:
         return self._member().networks

@@ -76,6 +76,7 @@ def test_a_file_that_is_none_is_moved_aside(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     store = CacheFile(path)
+    store.open()
     assert store.problem == ""
     store.put("k", "a", b"1")
     assert store.get("k", "a") == b"1"
@@ -91,8 +92,8 @@ def test_a_page_that_is_broken_is_found(path: Path) -> None:
         file.seek(8192)
         file.write(b"\xff" * 4096)
     again = CacheFile(path)
-    assert again.problem == ""
     assert again.items("k") == []
+    assert again.problem == ""
     assert path.with_name("cache.db.broken").exists()
     again.close()
 
@@ -105,6 +106,7 @@ def test_another_programs_database_is_left_alone(path: Path) -> None:
     base.close()
     before = path.read_bytes()
     store = CacheFile(path)
+    store.open()
     assert "another program" in store.problem
     store.put("k", "a", b"1")
     assert store.get("k", "a") is None
@@ -115,8 +117,23 @@ def test_another_programs_database_is_left_alone(path: Path) -> None:
 def test_where_nothing_can_be_written_nothing_is_stored(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = CacheFile(tmp_path / "file" / "cache.db")
+    store.open()
     assert "file" in store.problem
     store.put("k", "a", b"1")
     assert store.get("k", "a") is None
     store.close()
+    store.close()
+
+
+def test_who_only_looks_changes_nothing(path: Path) -> None:
+    look = CacheFile(path, reading=True)
+    assert look.get("k", "a") is None
+    assert not path.parent.exists()
+    store = CacheFile(path)
+    store.put("k", "a", b"1")
+    look = CacheFile(path, reading=True)
+    assert look.get("k", "a") == b"1"
+    look.put("k", "a", b"2")
+    assert store.get("k", "a") == b"1"
+    look.close()
     store.close()
