@@ -210,3 +210,38 @@ def test_the_older_spelling(tmp_path, capsys):
     said = capsys.readouterr().err
     assert 'dns.servers[1].address: deprecated; write "type": "fakeip"' in said
     assert "dns.fakeip: deprecated" in said
+
+
+class Resolving(Teller):
+    """Answers datagrams under the address that a name has, as some proxies do."""
+
+    def _datagrams(self):
+        with contextlib.suppress(OSError):
+            while True:
+                data, source = self.udp.recvfrom(65536)
+                if not data:
+                    return  # shut down
+                target, _ = unwrapped(data)
+                self.udp.sendto(b"\0\0\0" + encode("203.0.113.9", target[1]) + self._word(target), source)
+
+
+def test_a_proxy_that_answers_with_the_real_address(tmp_path):
+    """The client, which knows no other, hears it from the fake one; with two names at one port nobody can tell."""
+    port, names = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        there = {"plain": stack.enter_context(contextlib.closing(Resolving("plain")))}
+        there |= stack.enter_context(tellers("named", "addressed"))
+        stack.enter_context(ours(configuration(port, names, there), port, tmp_path))
+        first, second = asked(names, "two.example")[0][0], asked(names, "other.example")[0][0]
+        assert sent(port, first, 7) == ((first, 7), "plain two.example 7")
+        assert sent(port, "192.0.2.1", 7)[0] == ("203.0.113.9", 7)
+        control = stack.enter_context(socket.create_connection((LOOPBACK, port), DEADLINE))
+        control.sendall(b"\x05\x01\x00\x05\x03\x00\x01\0\0\0\0\0\0")
+        relay = (LOOPBACK, int.from_bytes(exactly(control, 12)[10:]))
+        sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sock.settimeout(DEADLINE)
+        seen = []
+        for host, number in ((first, 7), (second, 8), (second, 7)):
+            sock.sendto(b"\0\0\0" + encode(host, number) + b"?", relay)
+            seen.append(unwrapped(sock.recv(2048))[0])
+        assert seen == [(first, 7), (second, 8), ("203.0.113.9", 7)]

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.interop.harness import LOOPBACK, free_port
-from tests.interop.running import ROOT, forget, ours, sing_box, told
+from tests.interop.running import ROOT, documented, forget, ours, sing_box, told
 from tests.interop.teller import Teller
 
 
@@ -42,7 +42,7 @@ def test_a_choice_outlives_sigkill(tmp_path):
     """Of each ``cache_id`` its own; without a cache file the default is back."""
     port = free_port()
     with tellers("a", "b", "c") as there:
-        cache = {"cache_id": "home"}
+        cache = documented("configuration.md", "What outlives the process")["experimental"]["cache_file"]
         with ours(configuration(port, there, cache, default="b"), port, tmp_path) as gateway:
             assert told(port) == "b"
             assert gateway.cli("groups") == "selector pick: a, *b, c\n"

@@ -339,3 +339,5 @@ def test_fake_addresses_are_userspaces(final: str) -> None:
                 client = int(ip_address("192.168.1.2" if family == 4 else "2001:db8:8::2"))
                 found = compiled.lookup(network, 443, family, int(ip), source=client)[1]
                 assert found is (wanted or (Verdict.DIRECT if final == "direct" else Verdict.USER)), (mode, text)
+                if wanted is Verdict.USER:
+                    assert compiled.lookup(network, 443, family, int(ip), socket=0)[1] is wanted, "of this host too"
