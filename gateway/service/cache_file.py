@@ -52,7 +52,9 @@ class CacheFile:
 
     def _open(self) -> sqlite3.Connection:
         if self._reading:
-            place = f"file:{quote(str(self.path))}?mode=ro"
+            # Else SQLite makes a log beside it and leaves it there.
+            still = "" if self.path.with_name(self.path.name + "-wal").exists() else "&immutable=1"
+            place = f"file:{quote(str(self.path))}?mode=ro{still}"
             return sqlite3.connect(place, timeout=BUSY, isolation_level=None, check_same_thread=False, uri=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._broken():

@@ -137,3 +137,7 @@ def test_who_only_looks_changes_nothing(path: Path) -> None:
     assert store.get("k", "a") == b"1"
     look.close()
     store.close()
+    look = CacheFile(path, reading=True)
+    assert look.get("k", "a") == b"1"
+    look.close()
+    assert [file.name for file in path.parent.iterdir()] == ["cache.db"]
