@@ -140,6 +140,7 @@ class Box:
             raise GatewayError(said) from error
         self.config = config
         self.remote.use(rule_sets(config))
+        self.remote.hurry()
         ended = await self.plane.leave(old)
         if self.kernel is not None:
             self.kernel.forget(ended)

@@ -261,9 +261,11 @@ class Plane:
         """After ``use`` of others: end the flows that would not go as they go, and close what nobody uses any more."""
         now = self.parts
         tags = [item.tag for item in old.config.outbounds]
-        ended = self.router.reconsider(
-            {tag for tag in tags if tag not in now.outbounds or now.outbounds[tag] is not old.outbounds[tag]}
-        )
+        changed = {tag for tag in tags if tag not in now.outbounds or now.outbounds[tag] is not old.outbounds[tag]}
+        ended = self.router.reconsider(changed)
+        for tag in changed:
+            self.wiring.delays.forget(tag)
+        self._check_groups()
         await old.outbounds.close(but=[now.outbounds[tag] for tag in now.outbounds])
         if old.resolver is not now.resolver:
             await old.resolver.close()
@@ -284,9 +286,12 @@ class Plane:
 
     def _network_changed(self) -> None:
         """What probes have found may be true no more."""
+        self._check_groups(force=True)
+
+    def _check_groups(self, force: bool = False) -> None:
         for tag in self.outbounds if self._started else ():
             if probes(group := self.outbounds[tag]):
-                task = self.edge.loop.create_task(group.check(force=True))
+                task = self.edge.loop.create_task(group.check(force))
                 self._checks.add(task)
                 task.add_done_callback(self._checks.discard)
 
