@@ -115,7 +115,7 @@ class Accounts:
         told = retrace(plane.router.engine, flow, names, kernel.kept, owned=owned)
         if told is None:
             return None
-        return told[0], plane.router.chain(told[1]) if told[1] else ()
+        return told[0], plane.router.chain(told[1], flow.network) if told[1] else ()
 
     # -- what has passed
 

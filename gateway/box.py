@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,10 +28,22 @@ from gateway.kernel.journal import Journal
 from gateway.options import GatewayOptions
 from gateway.plane import NoLeases, Plane
 from gateway.prediction import lans_of, offline, predict
+from gateway.route.options import RouteConfig, RuleSetOptions
+from gateway.service.cache_file import CacheFile
+from gateway.service.options import CacheFileOptions, ExperimentalOptions
+from gateway.service.rule_sets import Copies, RemoteSets, absent
 from gateway.steering import Kernel
 
 RUN = Path("/run/gateway")
 STATE = Path("/var/lib/gateway")
+RULE_SETS = "rule-sets.db"
+"""In the state folder: what was downloaded, where there is no ``cache_file`` for it."""
+AGAIN = 60.0
+"""Seconds until changed rule sets are tried again that could not be put in force."""
+SETTLE = 0.5
+"""Seconds after a rule set has changed, in which others may: they are put in force together."""
+
+log = logging.getLogger("gateway.box")
 
 
 class Box:
@@ -57,7 +71,18 @@ class Box:
         leases = NoLeases() if self.host is None else self.host.uplinks
         own = None if self.host is None else self.host.lans.daemon.leases
         self._journal: Journal | None = None
-        self.plane = Plane(config, leases, _mark(config), self._record, self.host is not None, own)
+        self.cache = cache_file(config)
+        if self.cache is not None:
+            self.cache.open()
+        self._shelf = self.cache or CacheFile(state / RULE_SETS)
+        self.copies = Copies(self._shelf)
+        self.plane = Plane(
+            config, leases, _mark(config), self._record, self.host is not None, own, self.cache, self.copies.rules
+        )
+        self.remote = RemoteSets(self.copies, self.plane.wiring, self._set_changed)
+        leases.watch(self.remote.hurry)
+        self._turning: asyncio.Task[None] | None = None
+        """Puts changed rule sets in force."""
         self.kernel = None
         if self.host is not None and options is not None:
             self.kernel = Kernel(options, config, self.host, self.plane, patience)
@@ -68,6 +93,7 @@ class Box:
         """Returns when everything that needs nobody else stands; leases and late interfaces come when they come.
         Raises KernelError where the kernel refuses the base table or forwarding, OSError where a port is taken."""
         async with self._changing:
+            self._ends.callback(self._shelf.close)
             self._ends.push_async_callback(self._end_host)
             self._ends.push_async_callback(self.plane.stop)
             if self.host is not None:
@@ -79,6 +105,8 @@ class Box:
             if self.kernel is not None:
                 self._ends.push_async_callback(self.kernel.stop)
                 await self.kernel.start()
+            self._ends.push_async_callback(self.remote.stop)
+            self.remote.use(rule_sets(self.config))
         self.state = "running"
 
     async def reload(self, config: Config) -> None:
@@ -99,6 +127,8 @@ class Box:
         if needed and needed != marked and not (marked and needed == mark.OWN):
             # Sockets that are open would be led into the device.
             raise ConfigError("the first tun inbound came, or its auto_redirect_output_mark changed: restart for that")
+        if _cache_options(config) != _cache_options(self.config):
+            raise ConfigError("it changed: restart for that", "experimental.cache_file")
         before, old = gateway_options(self.config), self.plane.parts
         parts = await self.plane.prepare(config)
         try:
@@ -120,9 +150,31 @@ class Box:
             said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             raise GatewayError(said) from error
         self.config = config
+        self.remote.use(rule_sets(config))
+        self.remote.hurry()
         ended = await self.plane.leave(old)
         if self.kernel is not None:
             self.kernel.forget(ended)
+
+    def _set_changed(self) -> None:
+        if self._turning is None:
+            self._turning = asyncio.create_task(self._turn(), name="rule sets")
+
+    async def _turn(self) -> None:
+        """Put rule sets in force as they are now, by a reload of what is in force otherwise."""
+        await asyncio.sleep(SETTLE)
+        self._turning = None  # what changes from here on needs another turn
+        try:
+            async with self._changing:
+                if not self._stopping:
+                    with contextlib.nullcontext() if self.kernel is None else self.kernel.patience():
+                        await self._reload(self.config)
+            return
+        except GatewayError as error:
+            log.error("changed rule sets are not in force: %s; tried again in %.0f s", error, AGAIN)
+        except Exception:
+            log.exception("changed rule sets are not in force")
+        asyncio.get_running_loop().call_later(AGAIN, self._set_changed)
 
     def _record(self, step: dict[str, Any]) -> None:
         """The inverse of a step of an inbound."""
@@ -164,8 +216,29 @@ class Box:
 
     def explain(self, request: dict[str, Any]) -> dict[str, Any]:
         """What would become of a flow now. Raises GatewayError."""
+        missing = absent(rule_sets(self.config), self.copies)
+        request, told = self._unmasked(request)
+        found = self._explain(request, missing)
+        found["text"] = [*told, *found["text"]]
+        return found
+
+    def _unmasked(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Of a fake address the name that it stands for, and a line that says so. Raises GatewayError."""
+        fakes = self.plane.wiring.fakes
+        try:
+            ip = ip_address(str(request.get("destination", "")))
+        except ValueError:
+            return request, []
+        if fakes is None or ip not in fakes:
+            return request, []
+        name = fakes.name(ip)
+        if not name:
+            raise GatewayError(f"{ip} is a fake address that stands for no name: its flows are refused")
+        return {**request, "destination": name}, [f"{ip} is a fake address: the kernel leads its flows to userspace"]
+
+    def _explain(self, request: dict[str, Any], missing: list[str]) -> dict[str, Any]:
         if self.kernel is None:
-            return offline(self.config, request)
+            return offline(self.config, request, self.copies.rules, missing)
         kernel, engine, names = self.kernel, self.plane.router.engine, self.plane.resolver.learned
         if (name := str(request.get("hostname", "")).lower()) and not request.get("mac"):
             macs = [mac for mac, known in self.plane.leases.hostnames().items() if known == name]
@@ -174,7 +247,7 @@ class Box:
             request = {**request, "mac": macs[-1]}
         lans, judge = lans_of(self.config), kernel.judge
         return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, self.plane.devices,
-                       judge)  # fmt: skip
+                       judge, missing)  # fmt: skip
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
         """What ``gateway flows`` shows: totals where ``by`` is asked for, else what runs. Raises GatewayError."""
@@ -192,6 +265,19 @@ class Box:
         """What ``gateway devices`` shows."""
         return {"devices": [guest._asdict() for guest in self.plane.leases.guests()]}
 
+    def groups(self) -> dict[str, Any]:
+        """What ``gateway groups`` shows."""
+        return {"groups": self.plane.groups()}
+
+    async def urltest(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let ``group`` probe its members. Raises GatewayError."""
+        return {"group": await self.plane.check(str(request.get("group", "")))}
+
+    def select(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let ``group`` use ``member``. Raises GatewayError."""
+        self.plane.select(str(request.get("group", "")), str(request.get("member", "")))
+        return {}
+
     def status(self) -> dict[str, Any]:
         """What ``gateway status`` shows."""
         host = {} if self.host is None else self.host.status()
@@ -201,7 +287,9 @@ class Box:
         classes = [total._asdict() for total in self.accounts.classes()]
         return {
             "state": self.state, "uptime": uptime, "files": files, **self.plane.status(), "classes": classes,
-            "looks": self.accounts.looks, "overruns": self.accounts.overruns, **host, **kernel,
+            "groups": self.plane.groups(), "rule_sets": self.remote.status(), "looks": self.accounts.looks,
+            "overruns": self.accounts.overruns,
+            **host, **kernel,
         }  # fmt: skip
 
 
@@ -212,6 +300,28 @@ def gateway_options(config: Config) -> GatewayOptions | None:
         return None
     assert isinstance(options, GatewayOptions)
     return options
+
+
+def _cache_options(config: Config) -> CacheFileOptions:
+    options = config.experimental
+    return options.cache_file if isinstance(options, ExperimentalOptions) else CacheFileOptions()
+
+
+def cache_file(config: Config, *, reading: bool = False) -> CacheFile | None:
+    """The one of ``experimental.cache_file``, None where it is not enabled."""
+    options = _cache_options(config)
+    if not options.enabled:
+        return None
+    return CacheFile(config.directory / options.path, options.cache_id, reading=reading)
+
+
+def kept_copies(config: Config, state: Path) -> Copies:
+    """What a gateway whose state is in this folder keeps of remote rule sets, to look at."""
+    return Copies(cache_file(config, reading=True) or CacheFile(state / RULE_SETS, reading=True))
+
+
+def rule_sets(config: Config) -> tuple[RuleSetOptions, ...]:
+    return config.route.rule_set if isinstance(config.route, RouteConfig) else ()
 
 
 def _tunnels(config: Config) -> list[Any]:

@@ -37,12 +37,13 @@ def _server(name: str) -> Entry:
 
 
 INBOUNDS = ("direct", "http", "mixed", "redirect", "shadowsocks", "socks", "tproxy", "tun")
-OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks", "trojan", "vless")
-DNS_SERVERS = ("dhcp", "hosts", "https", "local", "tcp", "tls", "udp")
+OUTBOUNDS = ("block", "direct", "http", "selector", "shadowsocks", "socks", "trojan", "urltest", "vless")
+DNS_SERVERS = ("dhcp", "fakeip", "hosts", "https", "local", "tcp", "tls", "udp")
 
 SECTIONS = {
     "route": ("gateway.route.options", "parse_route"),
     "dns": ("gateway.dns.options", "decode_section"),
+    "experimental": ("gateway.service.options", "decode_section"),
     "gateway": ("gateway.options", "decode_section"),
 }
 
@@ -69,7 +70,7 @@ def runtime(kind: str, name: str) -> type[Any]:
 
 
 def section(name: str) -> Callable[[Any, str], Any]:
-    """Decoder of a top-level object, ``(JSON value, path) -> options``: ``route``, ``dns`` or ``gateway``."""
+    """Decoder of a top-level object, ``(JSON value, path) -> options``: one of ``SECTIONS``."""
     module, decoder = SECTIONS[name]
     if find_spec(module) is None:
         return lambda value, path: _not_built(value, path)

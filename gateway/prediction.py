@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grp
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
@@ -18,9 +18,10 @@ from gateway.kernel.plan import Steering
 from gateway.route.compile import Compiled, Inputs, Mode, compile_rules
 from gateway.route.engine import Engine
 from gateway.route.explain import Judge, Query, explain
+from gateway.route.match import set_tags
 from gateway.route.options import RouteConfig
 from gateway.route.program import Kind
-from gateway.route.ruleset.load import load_all
+from gateway.route.ruleset.load import Copies, load_all, no_copies
 
 Prefix = IPv4Interface | IPv6Interface
 Names = Callable[[IP, IP], tuple[str, ...]]
@@ -31,12 +32,13 @@ SOME_MAC = "00:00:5e:00:53:00"
 def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
     lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
-    judge: Judge | None = None,
+    judge: Judge | None = None, missing: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
     cgroup, shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of
     ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
-    the CO-RE programs are loaded. ``judge``: see ``explain``. Raises GatewayError."""
+    the CO-RE programs are loaded. ``judge``: see ``explain``. ``missing``: tags of rule
+    sets that match nothing as there is no copy of them. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -70,6 +72,9 @@ def predict(
         inbound=inbound,
     )
     found = explain(engine, compiled, query, steering=steering, judge=judge)
+    asked = {tag for rule in engine.rules for tag in set_tags(rule.match)}
+    found["missing"] = [tag for tag in missing if tag in asked]
+    found["text"] += [f'rule set "{tag}" has no copy yet: it matches nothing' for tag in found["missing"]]
     if target.ip is not None and any(target.ip in prefix.network for prefix in lans):
         found |= {
             "rule": -1,
@@ -90,23 +95,33 @@ def _device(request: dict[str, Any]) -> Device:
     return Device(mac.lower().replace("-", ":"), interface, hostname.lower())
 
 
-def offline(config: Config, request: dict[str, Any]) -> dict[str, Any]:
-    """From the file alone: no name is learned, a group stands for its default, the CO-RE programs are thought to be
-    loaded. Raises ConfigError, GatewayError."""
+def offline(
+    config: Config, request: dict[str, Any], copies: Copies = no_copies, missing: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """From the file alone, and ``copies`` of remote rule sets, but for ``missing`` ones: no name is learned, a group
+    stands for its default, the CO-RE programs are thought to be loaded. Raises ConfigError, GatewayError."""
     route = config.route or RouteConfig()
     final = route.final or (config.outbounds[0].tag if config.outbounds else "direct")
-    engine = Engine(route.rules, final, load_all(route, config.directory))
+    engine = Engine(route.rules, final, load_all(route, config.directory, copies))
     users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
     groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
     device = _device(request)
     if device.hostname and not device.mac:
         device = device._replace(mac=SOME_MAC)
     mode: Mode = "strict" if config.gateway is None else config.gateway.kernel.mode
-    inputs = Inputs(kinds(config), "gateway", users, groups, {device.mac: device.hostname}, mode)
+    hostnames = {device.mac: device.hostname}
+    inputs = Inputs(kinds(config), "gateway", users, groups, hostnames, mode, fakes=fake_networks(config))
     compiled = compile_rules(engine.rules, final, engine.sets, inputs)
     return predict(
-        engine, compiled, {**request, "mac": device.mac}, lambda address, client: (), "gateway", lans_of(config)
-    )
+        engine, compiled, {**request, "mac": device.mac}, lambda address, client: (), "gateway", lans_of(config),
+        missing=missing,
+    )  # fmt: skip
+
+
+def fake_networks(config: Config) -> tuple[str, ...]:
+    """Of the ``fakeip`` server."""
+    found = [item.options.networks for item in config.dns_servers if item.type == "fakeip"]
+    return tuple(str(network) for networks in found for network in networks)
 
 
 def lans_of(config: Config) -> list[Prefix]:
@@ -114,16 +129,19 @@ def lans_of(config: Config) -> list[Prefix]:
     return [] if config.gateway is None else [prefix for lan in config.gateway.lans for prefix in lan.address]
 
 
-def kinds(config: Config, now: Callable[[str], str] = lambda tag: "") -> dict[str, Kind]:
-    """What each outbound comes to; ``now`` gives the member that a group has chosen, "" = its default. ``direct`` only
-    for a direct outbound that says nothing about how to dial: the kernel can do just that."""
+def kinds(config: Config, chosen: Callable[[str], Collection[str]] = lambda tag: ()) -> dict[str, Kind]:
+    """What each outbound comes to; ``chosen`` gives the members that a group uses, none = its default. ``direct`` only
+    for a direct outbound that says nothing about how to dial: the kernel can do just that. A group that uses several of
+    different kinds is userspace's."""
     items = {item.tag: item for item in config.outbounds}
 
     def kind(tag: str) -> Kind:
         item = items[tag]
         members = getattr(item.options, "outbounds", ())
         if members:
-            return kind(now(tag) or getattr(item.options, "default", "") or members[0])
+            used = chosen(tag) or (getattr(item.options, "default", "") or members[0],)
+            found = set(map(kind, used))
+            return found.pop() if len(found) == 1 else "proxy"
         if item.type == "block":
             return "block"
         plain = item.type == "direct" and item.options == type(item.options)()

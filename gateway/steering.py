@@ -37,6 +37,7 @@ from gateway.kernel.steer import Steerer
 from gateway.names import Names, Wishes
 from gateway.options import GatewayOptions
 from gateway.plane import Parts, Plane, made, start
+from gateway.prediction import fake_networks
 from gateway.prediction import kinds as kinds_of
 from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
@@ -134,12 +135,14 @@ class Kernel:
 
     def _compile(self, options: GatewayOptions, config: Config, inbound: Any, parts: Parts) -> State:
         engine = parts.engine
-        kinds = kinds_of(config, parts.outbounds.now)
+        kinds = kinds_of(config, parts.outbounds.chosen)
         forget_names()
         users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
         groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
         hostnames = self._hostnames(parts)
-        inputs = Inputs(kinds, inbound.tag, users, groups, hostnames, options.kernel.mode, options.learn)
+        inputs = Inputs(
+            kinds, inbound.tag, users, groups, hostnames, options.kernel.mode, options.learn, fake_networks(config)
+        )
         engine.captured = inbound.tag
         engine.direct = next((tag for tag, kind in kinds.items() if kind == "direct"), "")
         compiled = compile_rules(engine.rules, engine.final, engine.sets, inputs)
@@ -316,7 +319,8 @@ class Kernel:
 
     def _differs(self) -> bool:
         state, parts = self._state, self._plane.parts
-        return (kinds_of(state.config, parts.outbounds.now), self._hostnames(parts)) != (state.kinds, state.hostnames)
+        found = kinds_of(state.config, parts.outbounds.chosen), self._hostnames(parts)
+        return found != (state.kinds, state.hostnames)
 
     async def _turn(self) -> None:
         """Rules are compiled beside the loop, which goes on serving flows."""
@@ -347,7 +351,8 @@ class Kernel:
         """Flows that were ended, or have no session any more, are classified anew should they go on."""
         if self._steerer is None:
             return
-        tcp = {(flow.source, flow.destination) for flow in ended if flow.network == "tcp" and flow.inbound == self.tag}
+        ours = [flow for flow in ended if flow.network == "tcp" and flow.inbound == self.tag]
+        tcp = {(flow.source, flow.fake or flow.destination) for flow in ours}
         alive = {flow.source for flow in self._plane.router.sessions.flows()}
         try:
             for source, destination in tcp:

@@ -24,10 +24,13 @@ COMMANDS = {
     "flows": "the flows that run now, in the kernel and in userspace",
     "init": "look at this host's ports and write a configuration for them",
     "format": "print a configuration in canonical form",
+    "groups": "the groups of outbounds, and the member that each uses",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",
     "parity": "what is built of sing-box, row by row",
     "reload": "apply the changed configuration of a gateway that runs",
+    "select": "let a selector use another member",
+    "urltest": "let a group probe its members now",
     "version": "print the version",
 }
 

@@ -11,10 +11,12 @@ import os
 import pwd
 from typing import Any
 
+from gateway.box import kept_copies, rule_sets
 from gateway.cli import configuration, instance
 from gateway.core.errors import GatewayError
 from gateway.prediction import offline
 from gateway.service.control import alive, ask
+from gateway.service.rule_sets import absent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise GatewayError(f'no user "{arguments.user}" on this host') from None
         # As its login gives them; a program may have others.
         request |= {"uid": entry.pw_uid, "gids": os.getgrouplist(entry.pw_name, entry.pw_gid)}
-    folder, _ = instance.folders(arguments)
+    folder, state = instance.folders(arguments)
     if not arguments.config and alive(folder / "control.sock"):
         answer = ask(folder, request)
         if not answer.pop("ok", False):
             raise GatewayError(answer.get("error", "refused"))
     else:
-        answer = offline(configuration.configuration(arguments), request)
+        config = configuration.configuration(arguments)
+        copies = kept_copies(config, state)
+        answer = offline(config, request, copies.rules, absent(rule_sets(config), copies))
     print(json.dumps(answer) if arguments.json else "\n".join(answer["text"]))
     return 0

@@ -131,6 +131,15 @@ async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> N
     async def devices(_: dict[str, Any]) -> dict[str, Any]:
         return box.devices()
 
+    async def groups(_: dict[str, Any]) -> dict[str, Any]:
+        return box.groups()
+
+    async def select(request: dict[str, Any]) -> dict[str, Any]:
+        return box.select(request)
+
+    async def urltest(request: dict[str, Any]) -> dict[str, Any]:
+        return await box.urltest(request)
+
     changing = asyncio.Lock()  # what was read last is applied last
     waiting, kept = False, ""
 
@@ -168,9 +177,11 @@ async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> N
         except Exception:
             log.exception("configuration kept")
 
-    control = Control(
-        box.run, {"status": status, "explain": explain, "flows": flows, "devices": devices, "reload": reload}
-    )
+    handlers = {
+        "status": status, "explain": explain, "flows": flows, "devices": devices, "groups": groups, "select": select,
+        "urltest": urltest, "reload": reload,
+    }  # fmt: skip
+    control = Control(box.run, handlers)
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 

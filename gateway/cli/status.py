@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
-from gateway.cli import instance
+from gateway.cli import groups, instance
 from gateway.cli.flows import size
 from gateway.core.errors import GatewayError
 from gateway.kernel.probe import conflicts
@@ -34,6 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     if files["open"] > FULL * files["limit"]:
         print(f"{files['open']} of {files['limit']} files are open: {REMEDY}")
     print(f"inbounds {' '.join(answer['inbounds']) or 'none'}; {answer['flows']} flows")
+    if problem := answer.get("store"):
+        print(f"nothing is stored: {problem}")
+    for one in answer.get("groups", ()):
+        print(groups.line(one))
+    for one in answer.get("rule_sets", ()):
+        print(f"rule set {one['tag']}: {copy(one)}")
     for one in answer["classes"]:
         if one["flows"]:
             packets = f", {one['packets']} packets" if one["packets"] else ""
@@ -68,6 +75,23 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in hindered:
         print(f"{finding.name}: {finding.detail}{f' -> {finding.remedy}' if finding.remedy else ''}")
     return 0
+
+
+def copy(one: dict[str, Any]) -> str:
+    """What there is of a remote rule set, for a person."""
+    after = (
+        f"asked for now, {size(one['received'])} so far" if one["next"] is None else f"asked for in {span(one['next'])}"
+    )
+    have = "no copy yet, it matches nothing" if one["size"] is None else f"{size(one['size'])}, {span(one['age'])} old"
+    return f"{have}; {after}{_reason(one['error'])}"
+
+
+def span(seconds: float) -> str:
+    """Of time, roughly."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _reason(problem: str | None) -> str:

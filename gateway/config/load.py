@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from gateway.config import anchor
 from gateway.config.decode import decode
+from gateway.config.legacy import modern_dns
 from gateway.config.merge import Source, locate, merge
 from gateway.config.root import KEYS, Config, LogOptions, Tagged
 from gateway.config.text import parse, split_path
@@ -29,7 +30,8 @@ class Catalog(Protocol):
     def options(self, kind: str, name: str, /) -> type[Any]: ...
 
     def section(self, name: str, /) -> Callable[[Any, str], Any]:
-        """Decoder of the top-level objects ``route``, ``dns`` and ``gateway``: (JSON value, path) -> options."""
+        """Decoder of the top-level objects ``route``, ``dns``, ``experimental`` and ``gateway``: (JSON value, path) ->
+        options."""
 
 
 def read(paths: list[str], directories: list[str] | None = None) -> list[Source]:
@@ -85,10 +87,10 @@ class _Loader:
         for key in value:
             if key not in KEYS:
                 raise ConfigError(anchor.unknown_field(key, set(KEYS), "Options"), key)
-        for key in ("ntp", "certificate", "endpoints", "services", "experimental"):
+        for key in ("ntp", "certificate", "endpoints", "services"):
             if value.get(key):
                 raise ConfigError(anchor.unknown_field(key, set(), "Options"), key)
-        dns = value.get("dns", {})
+        dns, notes = modern_dns(value.get("dns", {}))
         servers = dns.get("servers", []) if isinstance(dns, dict) else []
         inbounds = self._tagged("inbound", value.get("inbounds", []), "inbounds")
         config = Config(
@@ -99,13 +101,17 @@ class _Loader:
             route=self.catalog.section("route")(value.get("route", {}), "route"),
             dns=self.catalog.section("dns")(dns, "dns"),
             gateway=self.catalog.section("gateway")(value["gateway"], "gateway") if "gateway" in value else None,
+            experimental=self.catalog.section("experimental")(value.get("experimental", {}), "experimental"),
             value=value,
             sources=self.sources,
-            notes=tuple(
-                f"{item.path}.{field}: {text}"
-                for item in inbounds
-                if hasattr(item.options, "notes")
-                for field, text in item.options.notes()
+            notes=(
+                *notes,
+                *(
+                    f"{item.path}.{field}: {text}"
+                    for item in inbounds
+                    if hasattr(item.options, "notes")
+                    for field, text in item.options.notes()
+                ),
             ),
             directory=self.directory,
         )
@@ -161,6 +167,10 @@ def check_references(config: Config) -> None:
     final = getattr(config.route, "final", "")
     if final and final not in outbounds:
         raise ConfigError(f'no outbound has the tag "{final}"; tags: {", ".join(outbounds)}', "route.final")
+    for index, entry in enumerate(getattr(config.route, "rule_set", ())):
+        if entry.download_detour and entry.download_detour not in outbounds:
+            path = f"route.rule_set[{index}].download_detour"
+            raise ConfigError(f'no outbound has the tag "{entry.download_detour}"', path)
     sets = {entry.tag for entry in getattr(config.route, "rule_set", ())}
     for index, item in enumerate(config.inbounds):
         for field, tag in getattr(item.options, "rule_sets", ()):
@@ -171,6 +181,14 @@ def check_references(config: Config) -> None:
             if item.type == other.type and (found := clash(other.options)):
                 raise ConfigError(found[1], f"{item.path}.{found[0]}")
     servers = {item.tag for item in config.dns_servers}
+    fakes = [item for item in config.dns_servers if item.type == "fakeip"]
+    if fakes[1:]:
+        raise ConfigError(f'there can be one fakeip server, and "{fakes[0].tag}" is it', f"{fakes[1].path}.type")
+    if fakes and getattr(config.dns, "final", "") == fakes[0].tag:
+        raise ConfigError(
+            f'"{fakes[0].tag}" makes addresses up and cannot be the default: write another one into dns.final, and '
+            "rules that lead to this one", fakes[0].path,
+        )  # fmt: skip
     for item in config.dns_servers:
         detour = getattr(item.options, "detour", "")
         if detour and detour not in outbounds:

@@ -40,8 +40,8 @@ class Tagged:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A checked configuration. ``route``, ``dns`` and ``gateway`` are the option objects of their packages, ``gateway``
-    None where the file has no such object (then nothing of the host is touched)."""
+    """A checked configuration. ``route``, ``dns``, ``experimental`` and ``gateway`` are the option objects of their
+    packages, ``gateway`` None where the file has no such object (then nothing of the host is touched)."""
 
     log: LogOptions
     inbounds: tuple[Tagged, ...]
@@ -55,5 +55,6 @@ class Config:
     sources: list[Source]
     notes: tuple[str, ...] = ()
     """Deprecations, each a line that says what to write instead."""
+    experimental: Any = None
     directory: Path = field(default_factory=Path)
     """Where relative paths of the configuration start."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 from gateway.core.account import By, Listing, Total
 from gateway.core.address import IP, Address
+from gateway.core.delay import Delays
 from gateway.core.flow import Device, Flow, Network, Process
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream
 
@@ -99,10 +100,39 @@ class Group(Outbound, Protocol):
 
     @property
     def now(self) -> str:
-        """Tag of the member in use."""
+        """Tag of the member in use, for TCP where that makes a difference."""
+
+    def chosen(self, network: Network) -> str:
+        """Tag of the member that a flow of ``network`` would leave through now."""
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call ``changed`` after each change of ``now``."""
+        """Call ``changed`` after each change of what is chosen."""
+
+
+class Chooses(Group, Protocol):
+    """A group whose member somebody chooses."""
+
+    def select(self, tag: str) -> None:
+        """Use member ``tag`` from now on. Raises KeyError where it is none."""
+
+
+class Probes(Group, Protocol):
+    """A group that probes its members and chooses by itself."""
+
+    def start(self) -> None:
+        """Flows may come from now on."""
+
+    async def check(self, force: bool = False) -> None:
+        """Probe the members, those that were probed within the interval only with ``force``, and choose. Never
+        raises."""
+
+
+def probes(outbound: object) -> TypeGuard[Probes]:
+    return hasattr(outbound, "check")
+
+
+def chooses(outbound: object) -> TypeGuard[Chooses]:
+    return hasattr(outbound, "select")
 
 
 class Outbounds(Protocol):
@@ -311,6 +341,50 @@ class NoDevices:
         return None
 
 
+class Store(Protocol):
+    """What outlives the process, by kind and key (``experimental.cache_file``). Nothing of it raises; may be used from
+    any thread."""
+
+    problem: str
+    """Why nothing is stored just now; "" where it is."""
+
+    def get(self, kind: str, key: str) -> bytes | None: ...
+
+    def items(self, kind: str) -> list[tuple[str, bytes]]: ...
+
+    def put(self, kind: str, key: str, value: bytes) -> None: ...
+
+    def delete(self, kind: str, key: str) -> None: ...
+
+    def change(self, entries: Iterable[tuple[str, str, bytes | None]]) -> None:
+        """(kind, key, value) all together, None takes it away."""
+
+
+class Rejections(Protocol):
+    """What address rules did not take (``store_rdrc``)."""
+
+    def holds(self, server: str, name: str, kind: int) -> bool:
+        """Whether the answer of ``server`` to that question was not taken, as far as that still counts."""
+
+    def add(self, server: str, name: str, kind: int) -> None: ...
+
+
+class Fakes(Protocol):
+    """Addresses that stand for names (DNS server ``fakeip``)."""
+
+    store: Store | None
+
+    def __contains__(self, ip: IP) -> bool:
+        """Whether it is one of them, whoever was told of it."""
+
+    def name(self, ip: IP) -> str:
+        """What ``ip`` stands for, "" for nothing."""
+
+    def give(self, name: str, version: int) -> tuple[IP | None, Sequence[tuple[str, str, bytes | None]]]:
+        """The address of ``name`` in that family, None where there are none, and what ``store`` is to be told before
+        anybody is told of it."""
+
+
 @dataclass(slots=True)
 class Wiring:
     """What a constructor of an inbound, outbound or DNS server gets besides its tag and options.
@@ -338,10 +412,18 @@ class Wiring:
     """A ``gateway`` object stands beside: flows of this host, and of its LANs, are its business."""
     directory: Path = field(default_factory=Path)
     """Where relative paths of the configuration start; known from the beginning, so constructors may read it."""
+    fakes: Fakes | None = None
+    """None where no DNS server is of type ``fakeip``."""
+    rejections: Rejections | None = None
+    """None where they are not kept."""
+    delays: Delays = field(default_factory=Delays)
+    store: Store | None = None
+    """None where no ``cache_file`` is enabled. There before anything is made."""
 
 
 __all__ = [
-    "Accounts", "Begins", "Begun", "Devices", "Echoes", "Edge", "Group", "Guest", "Guests", "IPv4Address",
-    "IPv6Address", "Inbound", "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners", "Resolver",
-    "Router", "Running", "Strategy", "Wiring", "begins", "echoes",
+    "Accounts", "Begins", "Begun", "Chooses", "Devices", "Echoes", "Edge", "Fakes", "Group", "Guest", "Guests",
+    "IPv4Address", "IPv6Address", "Inbound", "LearnedSink", "Leases", "NoDevices", "Outbound", "Outbounds", "Owners",
+    "Probes", "Rejections", "Resolver", "Router", "Running", "Store", "Strategy", "Wiring", "begins", "chooses",
+    "echoes", "probes",
 ]  # fmt: skip

@@ -68,6 +68,8 @@ class Flow(NamedTuple):
     """The address of ours that its client sent to, where it named the destination in its own words."""
     device: Device | None = None
     """Looked up where a rule asks; None for router-local flows."""
+    fake: Address | None = None
+    """What its client dialled, where that is a fake address and ``destination`` the name that it stands for."""
 
 
 @dataclass(slots=True)

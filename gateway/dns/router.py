@@ -38,6 +38,8 @@ TIMEOUT = 10.0
 PENDING = 4096
 """Questions that wait for servers; further ones fail at once."""
 NOTIMP = 4
+NONE: frozenset[str] = frozenset()
+OURS = "ours"
 _NOT_FOR: dict[Strategy, int] = {"ipv4_only": message.AAAA, "ipv6_only": message.A}
 
 # Servers that are being asked, outermost first: a server whose own name resolves through itself ends here.
@@ -63,6 +65,8 @@ class Router:
         self._config = config
         self._wiring = wiring
         self._servers = dict(servers)
+        self._fakes = frozenset(tag for tag, server in servers.items() if getattr(server, "fake", False))
+        """Servers that make addresses up: for clients alone, and never kept."""
         if not config.final:
             self._servers[""] = local.Server("", local.Options(), wiring)
         self._rules = Rules(config.rules, config.final, config.strategy, sets)
@@ -226,9 +230,10 @@ class Router:
         if self._rules.by_device and flow is not None and flow.device is None and flow.source.ip is not None:
             flow = flow._replace(device=self._wiring.devices.find(flow.source.ip))
         subject = self._rules.subject(asked, flow)
-        plan = self._rules.plan(subject)
+        plan = self._rules.plan(subject, self._fakes if flow is None else NONE)
         if not self._apart:
-            return plan, None, subject
+            # What we ask for ourselves may be what a client is not to be told.
+            return plan, OURS if flow is None and self._fakes else None, subject
         # Which rule it was is all one, unless the rule judges the answer.
         share: tuple[object, ...] = tuple(
             step.method if isinstance(step, Reject) else step if step.filter else step._replace(rule=-1)
@@ -244,8 +249,9 @@ class Router:
     ) -> bytes:
         """Raises Rejected, DialError, PeerError, OSError. The answer may have another query's id and spelling."""
         if server:
-            if server not in self._servers:
-                raise DialError(f'no DNS server has the tag "{server}"', "resolve")
+            if server not in self._servers or server in self._fakes:
+                what = "makes its addresses up" if server in self._fakes else "does not exist"
+                raise DialError(f'DNS server "{server}" {what}', "resolve")
             plan: Plan = (Step(-1, server, strategy or self._config.strategy),)
             share: object = plan
             subject = self._rules.subject(asked, None)
@@ -287,7 +293,7 @@ class Router:
         ttl = message.lifetime(answer, found) if step.rewrite_ttl is None else step.rewrite_ttl
         if ttl or step.rewrite_ttl is not None:
             answer = message.with_ttl(answer, [record.ttl_at for record in found if record.type != message.OPT], ttl)
-        if keep and self._cache is not None and not step.disable_cache:
+        if keep and self._cache is not None and not step.disable_cache and step.server not in self._fakes:
             self._cache.put(key, query, answer, self._clock(), step.rewrite_ttl)
         return answer
 
@@ -297,12 +303,18 @@ class Router:
                 break
             if _NOT_FOR.get(step.strategy) == asked.type:
                 return step, message.reply(query, message.NOERROR)
+            cached = self._cache is not None and not step.disable_cache
+            known = self._wiring.rejections if step.filter is not None and cached else None
+            if known is not None and known.holds(step.server, asked.name, asked.type):
+                continue
             try:
                 answer = await self._ask(step.server, query)
                 message.records(answer)
                 good = message.rcode(answer) == message.NOERROR or step.filter is None
                 if good and accepts(step, subject, [ip for ip, _ in message.addresses(answer)]):
                     return step, answer
+                if known is not None:
+                    await asyncio.to_thread(known.add, step.server, asked.name, asked.type)
             except (GatewayError, OSError):
                 if step.filter is None:
                     raise
@@ -323,6 +335,8 @@ class Router:
         if self._reverse is None or answer[4:6] == b"\0\0":
             return  # without a question it is an error, or nobody's answer
         lesson = message.lesson(answer)
+        if self._fakes and (fakes := self._wiring.fakes) is not None:
+            lesson = lesson._replace(addresses=tuple(ip for ip in lesson.addresses if ip not in fakes))
         if lesson.addresses or lesson.targets:
             ttl = min(one.ttl for one in message.records(answer) if one.section == message.ANSWER)
             self._teach(lesson, flow, ttl, self._clock())

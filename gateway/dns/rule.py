@@ -137,8 +137,9 @@ class Rules:
                 subject.source = point(flow.source.ip)
         return subject
 
-    def plan(self, subject: Subject) -> Plan:
-        """Raises KeyError for a rule set that does not exist."""
+    def plan(self, subject: Subject, without: frozenset[str] = frozenset()) -> Plan:
+        """Rules that lead to a server of ``without`` are passed by. Raises KeyError for a rule set that does not
+        exist."""
         steps: list[Step | Reject] = []
         strategy, disable_cache, rewrite_ttl = self.strategy, False, None
         for index, rule in enumerate(self.rules):
@@ -153,6 +154,8 @@ class Rules:
                     return (*steps, action)
                 continue  # there is no answer to hold it against
             if isinstance(action, Route):
+                if action.server in without:
+                    continue
                 steps.append(
                     Step(
                         index,

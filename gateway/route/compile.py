@@ -85,7 +85,8 @@ class Inputs:
     """What the compiler needs besides rules. ``kinds``: outbound tag to what it comes to (groups already followed to
     their leaf); "direct" only for a direct outbound without dial options. ``inbound``: tag under which captured flows
     enter. ``users``, ``groups``: name to number of those that this host knows. ``hostnames``: hardware address to the
-    name in its lease. ``learn``: names of addresses are heard of at all."""
+    name in its lease. ``learn``: names of addresses are heard of at all. ``fakes``: prefixes of fake
+    addresses, whose flows are userspace's."""
 
     kinds: Mapping[str, Kind]
     inbound: str = "gateway"
@@ -94,6 +95,7 @@ class Inputs:
     hostnames: Mapping[str, str] | None = None
     mode: Mode = "strict"
     learn: bool = True
+    fakes: tuple[str, ...] = ()
 
 
 class Compiled:
@@ -186,7 +188,7 @@ class _Compiler:
         self.believes = inputs.learn and inputs.mode != "paranoid"
         self.plain = not any(has_options(rule.action) for rule in rules)
         self.relaxed = inputs.mode in ("balanced", "fast")
-        self.program, lowering = build(rules, final, sets, inputs.kinds, by_address=self.relaxed)
+        self.program, lowering = build(rules, final, sets, inputs.kinds, inputs.fakes, by_address=self.relaxed)
         self.table, self.space = lowering.atoms, lowering.space
         self.processes = ProcessAtoms(
             {atom: entry.item for atom, entry in self.table.items() if entry.kind == "process"},

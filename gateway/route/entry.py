@@ -252,7 +252,11 @@ class Entry:
         if begun is None:
             self._leave(decision)
             return
-        running.decision, running.findings, running.chain = decision, self._findings, router.chain(decision.outbound)
+        running.decision, running.findings, running.chain = (
+            decision,
+            self._findings,
+            router.chain(decision.outbound, "tcp"),
+        )
         self._remote, self._patience = begun
         if self._data:
             router.burst.add(self)

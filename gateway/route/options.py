@@ -14,8 +14,9 @@ import msgspec
 
 from gateway.config import anchor
 from gateway.config.decode import decode
-from gateway.config.fields import FwMark, as_list
+from gateway.config.fields import Duration, FwMark, as_list
 from gateway.config.shared import DomainResolver, Options
+from gateway.config.url import URL
 from gateway.core.errors import ConfigError
 from gateway.route import action as actions
 from gateway.route.action import Action, Overrides, Route, RouteOptions, Sniff
@@ -34,6 +35,9 @@ ACTIONS: dict[str, tuple[type[Action], str]] = {
 }
 ROUTE_ITEMS = frozenset(ITEMS) - {"query_type"}
 SET_KEYS = frozenset({"rule_set", "rule_set_ip_cidr_match_source", "rule_set_ipcidr_match_source"})
+OF_TYPE = {"local": ("path",), "remote": ("url", "download_detour", "update_interval")}
+"""Fields of one type of rule set alone."""
+DAY = 86400
 REMOVED = {"geosite", "geoip", "source_geoip"}
 
 
@@ -46,13 +50,25 @@ class RouteRule(NamedTuple):
 
 
 class RuleSetOptions(Options, kw_only=True):
-    """One entry of ``route.rule_set``. ``rules``: inline, as JSON values; ``path``: local file."""
+    """One entry of ``route.rule_set``. ``rules``: inline, as JSON values; ``path``: local file; ``url``: remote, asked
+    through outbound ``download_detour`` ("" is the default one) every ``update_interval``."""
 
     tag: str
-    type: Literal["", "inline", "local"] = "inline"
+    type: Literal["", "inline", "local", "remote"] = "inline"
     format: Literal["", "source", "binary"] = ""
     path: str = ""
     rules: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    url: str = ""
+    download_detour: str = ""
+    update_interval: Duration = Duration(DAY)
+
+    @property
+    def form(self) -> Literal["source", "binary"]:
+        """``format``, else what the file's name says."""
+        if self.format:
+            return self.format
+        name = URL.parse(self.url).path if self.type == "remote" else self.path
+        return "binary" if name.endswith(".srs") else "source"
 
 
 class RouteFields(Options):
@@ -118,16 +134,24 @@ def check_tags(rule: Rule, tags: Iterable[str], path: str) -> None:
 
 
 def _rule_set(raw: dict[str, Any], path: str) -> RuleSetOptions:
-    if raw.get("type") == "remote":
-        raise ConfigError(f'rule set type "remote" exists in sing-box {anchor.VERSION} but is not built yet', path)
     entry = decode(RuleSetOptions, raw, path, "RuleSet")
     if not entry.tag:
         raise ConfigError("a rule set needs a tag", path)
     if entry.type == "local" and not entry.path:
         raise ConfigError('a local rule set needs "path"', path)
-    if entry.type != "local" and entry.path:
-        raise ConfigError('"path" belongs to a rule set of type "local"', f"{path}.path")
-    if entry.type == "local" and not entry.format and not entry.path.endswith((".json", ".srs")):
+    for kind, fields in OF_TYPE.items():
+        for field in fields:
+            if entry.type != kind and field in raw:
+                raise ConfigError(f'"{field}" belongs to a rule set of type "{kind}"', f"{path}.{field}")
+    name = entry.path
+    if entry.type == "remote":
+        try:
+            name = URL.parse(entry.url).path
+        except ValueError as error:
+            raise ConfigError(str(error), f"{path}.url") from None
+        if entry.update_interval < 0:
+            raise ConfigError('an interval is not negative; write for example "1d"', f"{path}.update_interval")
+    if entry.type in ("local", "remote") and not entry.format and not name.endswith((".json", ".srs")):
         raise ConfigError('the name ends neither in .json nor in .srs; write "format": "source" or "binary"', path)
     return entry
 

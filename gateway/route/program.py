@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 from gateway.kernel.plan import Verdict
 from gateway.route.action import NAMED_PROTOCOLS, Bypass, HijackDNS, Overrides, Reject, Resolve, Route, Sniff
 from gateway.route.feasible import Names, Vectors
+from gateway.route.item.ip_cidr import IPCIDR
 from gateway.route.logic import Expr, Space, atoms, follow
 from gateway.route.lower import Atom, Lowering
-from gateway.route.match import Sets
+from gateway.route.match import Default, Sets
 from gateway.route.options import RouteRule
 
 Kind = Literal["direct", "block", "proxy"]
@@ -60,17 +61,28 @@ USER = {"direct": Verdict.DIRECT, "reject": Verdict.REJECT, "drop": Verdict.DROP
 
 
 NOTHING: frozenset[str] = frozenset()
+FAKE = "fake address"
+"""What becomes of a flow to one, whatever the rules say of its name."""
 HOLDS, ELSE = End("holds"), End("else")
 """What ``stays`` lets the search look for."""
 
 
 def build(
-    rules: Sequence[RouteRule], final: str, sets: Sets, kinds: Mapping[str, Kind], *, by_address: bool = False
+    rules: Sequence[RouteRule],
+    final: str,
+    sets: Sets,
+    kinds: Mapping[str, Kind],
+    fakes: Sequence[str] = (),
+    *,
+    by_address: bool = False,
 ) -> tuple[Program, Lowering]:
-    """The program of an ordered rule list. Outbounds that ``kinds`` does not name count as proxies. ``by_address``:
-    note which ends an address item takes part in."""
+    """The program of an ordered rule list. Outbounds that ``kinds`` does not name count as proxies. ``fakes``: prefixes
+    whose addresses only userspace knows the meaning of. ``by_address``: note which ends an address item takes part
+    in."""
     lowering = Lowering(sets)
     steps: list[tuple[Expr, Step]] = []
+    if fakes:
+        steps.append((lowering.rule(Default([IPCIDR.parse(list(fakes))])), End(FAKE)))
     for index, rule in enumerate(rules):
         condition = lowering.rule(rule.match)
         action = rule.action

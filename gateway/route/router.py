@@ -14,7 +14,7 @@ from gateway.core.account import Tally
 from gateway.core.address import IP, Address
 from gateway.core.contracts import Outbound, Running, Wiring
 from gateway.core.errors import DialError, GatewayError, Rejected
-from gateway.core.flow import Findings, Flow
+from gateway.core.flow import Findings, Flow, Network
 from gateway.core.stream import Buffer, Receiver, Stream
 from gateway.kernel.splice import Pipes
 from gateway.route.engine import Decision, Engine, Request, ResolveRequest, SniffRequest, Walk
@@ -80,7 +80,20 @@ class Router:
         return Findings(learned=self._wiring.resolver.learned(ip, client))
 
     def owned(self, flow: Flow) -> Flow:
-        """With its process, where a socket of this host began it; else with its device, where that is asked for."""
+        """With its process, where a socket of this host began it; else with its device, where that is asked for. With
+        the name, where its destination is a fake address. Raises DialError for one that stands for nothing."""
+        return self._named(self._owned(flow))
+
+    def _named(self, flow: Flow) -> Flow:
+        fakes, ip = self._wiring.fakes, flow.destination.ip
+        if fakes is None or ip is None or ip not in fakes:
+            return flow
+        name = fakes.name(ip)
+        if not name:
+            raise DialError(f"{ip} is a fake address that stands for no name", "resolve")
+        return flow._replace(destination=Address(name, flow.destination.port), fake=flow.destination)
+
+    def _owned(self, flow: Flow) -> Flow:
         if flow.process is not None:
             return flow
         process = self._wiring.owners.find(flow.network, flow.source, flow.local or flow.destination)
@@ -99,11 +112,13 @@ class Router:
             raise DialError(f"{request.domain}: no address", "resolve")
         findings.addresses = tuple(found)
 
-    def chain(self, tag: str) -> tuple[str, ...]:
-        """``tag`` and, where it is a group, its members down to the one in use."""
+    def chain(self, tag: str, network: Network) -> tuple[str, ...]:
+        """``tag`` and, where it is a group, its members down to the one that flows of ``network`` leave through."""
         tags = [tag]
-        while (now := getattr(self._wiring.outbounds[tags[-1]], "now", "")) and now not in tags:
-            tags.append(now)
+        while (chosen := getattr(self._wiring.outbounds[tags[-1]], "chosen", None)) is not None:
+            if not (member := chosen(network)) or member in tags:
+                break
+            tags.append(member)
         return tuple(tags)
 
     def outbound(self, flow: Flow, decision: Decision) -> Outbound:
@@ -194,7 +209,7 @@ class Router:
             await self._answer(flow, handshake.stream)
             return False
         outbound = self.outbound(flow, decision)
-        running.chain = self.chain(decision.outbound)
+        running.chain = self.chain(decision.outbound, flow.network)
         remote = await _dial(outbound, flow, destination, findings.addresses)
         try:
             await handshake.accept()

@@ -76,7 +76,7 @@ class Link:
     """One mapping of a session. ``back`` turns addresses that we changed into those the client wrote to. ``only``: who
     may answer, None for anybody. ``flow``: the one that it was made for."""
 
-    __slots__ = ("back", "chain", "conn", "down", "key", "only", "timeout", "up", "used")
+    __slots__ = ("back", "chain", "conn", "down", "fakes", "key", "only", "timeout", "up", "used")
 
     def __init__(self, conn: PacketConn, chain: tuple[str, ...], flow: Flow, only: Address | None = None) -> None:
         self.conn = conn
@@ -85,6 +85,8 @@ class Link:
         self.only = only
         self.up = self.down = 0
         self.back: dict[Address, Address] = {}
+        self.fakes: dict[int, Address | None] = {}
+        """The fake address to which the client writes at a port, None where there are several."""
         self.timeout = 0.0
         self.used = 0.0
 
@@ -126,7 +128,7 @@ class Session:
 
     @property
     def destinations(self) -> tuple[Address, ...]:
-        return tuple(destination for destination, route in self.routes.items() if not route.kernel)
+        return tuple(route.flow.destination for route in self.routes.values() if not route.kernel)
 
     @property
     def _first(self) -> Route | None:
@@ -208,7 +210,7 @@ class Session:
             route.link.conn.send(data, route.target, segment)
 
     async def _open(self, route: Route, flow: Flow) -> None:
-        router = self._sessions.router
+        router, asked = self._sessions.router, flow.destination
         try:
             flow = route.flow = router.owned(flow)
             findings = route.findings = router.findings(flow)
@@ -226,7 +228,7 @@ class Session:
             self._forward(route, flow, data, segment, now)
         if route.link is None and not route.hijack and not route.kernel:
             # Refused or failed: decided anew after a while, so that a flood does not dial for every datagram.
-            self._sessions.loop.call_later(SWEEP, self._reconsider, flow.destination, route)
+            self._sessions.loop.call_later(SWEEP, self._reconsider, asked, route)
 
     def _reconsider(self, destination: Address, route: Route) -> None:
         if self.routes.get(destination) is route:
@@ -293,10 +295,14 @@ class Session:
         link = await self._link(flow, decision, target)
         timeout = timeout_of(decision, findings.protocol, flow.destination.port, self._sessions.timeouts(flow.inbound))
         link.timeout = max(link.timeout, timeout)
-        if target != flow.destination and not decision.udp_disable_domain_unmapping:
+        asked = flow.fake or flow.destination
+        # What answers from elsewhere is nothing to who knows a fake address alone.
+        if target != asked and (flow.fake is not None or not decision.udp_disable_domain_unmapping):
             if len(link.back) >= ROUTES:
                 link.back.pop(next(iter(link.back)))
-            link.back[target] = flow.destination
+            link.back[target] = asked
+        if flow.fake is not None and link.fakes.setdefault(target.port, asked) != asked:
+            link.fakes[target.port] = None
         route.target = target
         route.link = link
 
@@ -312,7 +318,7 @@ class Session:
             link = self.links.get(key)
             if link is None:
                 outbound = router.outbound(flow, decision)
-                chain = router.chain(tag)
+                chain = router.chain(tag, flow.network)
                 conn = await outbound.open_packets(flow, target)
                 link = self.links[key] = Link(conn, chain, flow, only)
                 conn.start(lambda data, peer, segment: self._received(link, data, peer, segment))
@@ -325,7 +331,13 @@ class Session:
             return
         link.down += len(data)
         link.used = self.used = self._sessions.loop.time()
-        self.reply(data, link.back.get(peer, peer) if link.back else peer, segment)
+        self.reply(data, (link.back.get(peer) or self._unnamed(link, peer)) if link.back else peer, segment)
+
+    def _unnamed(self, link: Link, peer: Address) -> Address:
+        """Whom the client takes ``peer`` for: a proxy may answer with the address of a name that it was told."""
+        if peer.ip is None or peer in self.routes:
+            return peer
+        return link.fakes.get(peer.port) or peer
 
     def expire(self, now: float) -> bool:
         """Close what is idle, and what has ended; True where nothing is left."""

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 class Control:
     """Serves ``handlers`` by command name. A socket left by a dead gateway is replaced; a living one is an OSError."""
 
-    def __init__(self, folder: Path, handlers: dict[str, Handler]) -> None:
+    def __init__(self, folder: Path, handlers: Mapping[str, Handler]) -> None:
         self.path = folder / "control.sock"
         self._handlers = handlers
         self._server: asyncio.Server | None = None

@@ -92,7 +92,16 @@ def run(servers, body, *, leases=(), outbounds=(), **section):
     async def main():
         edge = Edge(asyncio.get_running_loop())
         found = SimpleNamespace(servers=lambda interface="": leases)
-        wiring = SimpleNamespace(edge=edge, mark=0, route=None, leases=found, outbounds={}, directory=Path())
+        wiring = SimpleNamespace(
+            edge=edge,
+            mark=0,
+            route=None,
+            leases=found,
+            outbounds={},
+            rejections=None,
+            fakes=None,
+            directory=Path(),
+        )
         for outbound in outbounds:
             wiring.outbounds[outbound["tag"]] = build(
                 "outbound", outbound["tag"], {key: value for key, value in outbound.items() if key != "tag"}, wiring

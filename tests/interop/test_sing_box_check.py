@@ -21,6 +21,7 @@ PURE = [
 DIRECT = {"type": "direct", "tag": "direct"}
 MIXED = {"type": "mixed", "tag": "in", "listen": "127.0.0.1", "listen_port": 2080}
 PROXY = {"type": "shadowsocks", "tag": "proxy", "server": "192.0.2.1", "server_port": 1}
+FAKE = {"type": "fakeip", "tag": "fake", "inet4_range": "198.18.0.0/15"}
 WRONG = {
     "unknown-key": {"logs": {}},
     "unknown-field": {"log": {"levl": "info"}},
@@ -42,6 +43,12 @@ WRONG = {
     "dns-strategy": {"dns": {"strategy": "ipv4"}},
     "dns-rule": {"dns": {"rules": [{"query_type": "NONSENSE", "action": "reject"}]}},
     "dns-action": {"dns": {"rules": [{"domain": "a.example", "action": "rejct"}]}},
+    "fakeip-final": {"dns": {"servers": [FAKE]}},
+    "fakeip-twice": {"dns": {"servers": [{"type": "local"}, FAKE, FAKE | {"tag": "other"}]}},
+    "group-empty": {"outbounds": [DIRECT, {"type": "urltest", "tag": "auto", "outbounds": []}]},
+    "rule-set-form": {"route": {"rule_set": [{"type": "remote", "tag": "set", "url": "https://set.example/list"}]}},
+    "rule-set-field": {"route": {"rule_set": [{"type": "inline", "tag": "set", "url": "https://set.example/a.srs"}]}},
+    "cache-field": {"experimental": {"cache_file": {"enable": True}}},
     "duration": {"inbounds": [MIXED | {"udp_timeout": "5 minutes"}]},
     "syntax": '{"log": {"level": "info"}',
     "empty-list-entry": '{"outbounds": [,]}',
@@ -50,6 +57,9 @@ LATER = {
     "rule-set": {"outbounds": [DIRECT], "route": {"rules": [{"rule_set": "none", "outbound": "direct"}]}},
     "dns-final": {"dns": {"servers": [{"type": "local", "tag": "a"}], "final": "b"}},
     "final": {"outbounds": [DIRECT], "route": {"final": "none"}},
+    "group-interval": {
+        "outbounds": [DIRECT, {"type": "urltest", "tag": "auto", "outbounds": ["direct"], "interval": "1h"}]
+    },
     "selector-member": {"outbounds": [DIRECT, {"type": "selector", "tag": "s", "outbounds": ["none"]}]},
 }
 """What sing-box's ``check`` leaves to its start."""

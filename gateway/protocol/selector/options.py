@@ -6,8 +6,8 @@ from gateway.config.shared import Options
 
 
 class OutboundOptions(Options, kw_only=True):
-    """``default`` is chosen at start, else the first of ``outbounds``. With ``interrupt_exist_connections`` a change
-    ends the flows that run through the group."""
+    """At start what was chosen last, where that is stored (``cache_file``), else ``default``, else the first of
+    ``outbounds``. With ``interrupt_exist_connections`` a change ends the flows that run through the group."""
 
     outbounds: list[str]
     default: str = ""

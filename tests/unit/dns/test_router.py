@@ -1,7 +1,7 @@
 """The router with servers made of Python."""
 
 import asyncio
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import dns.message
@@ -79,9 +79,20 @@ class Sink:
         return self.known.get(str(address), ())
 
 
+class Within:
+    """Fake addresses."""
+
+    def __init__(self, network):
+        self._network = ip_network(network)
+
+    def __contains__(self, ip):
+        return ip in self._network
+
+
 def router(servers, clock=lambda: 100.0, sink=None, **section):
     tags = [{"type": "hosts", "tag": tag} for tag in servers]
-    return Router(decode_section({"servers": tags, **section}), servers, SimpleNamespace(), {}, sink, clock)
+    wiring = SimpleNamespace(rejections=None, fakes=Within("198.18.0.0/15"))
+    return Router(decode_section({"servers": tags, **section}), servers, wiring, {}, sink, clock)
 
 
 def ask(made, name, kind="A", flow=None, **more):
@@ -407,3 +418,36 @@ def test_ech_does_not_reach_the_cache():
     made.obey(Policy(ech=True))
     for _ in range(2):
         assert str(ask(made, "a.example", "HTTPS").answer[0][0]) == '1 . alpn="h2"'
+
+
+class Made(Server):
+    """Makes addresses up: ``fakes`` knows which."""
+
+    fake = True
+
+
+FAKED = [{"domain_suffix": "example", "server": "made"}]
+
+
+def test_what_is_made_up_is_for_clients_alone():
+    """Not for what we look up ourselves, whoever asks first; neither is told what the other was."""
+    real, made = Server(a_example=["192.0.2.1"]), Made(a_example=["198.18.0.3"])
+    for order in ("client first", "ours first"):
+        found = router({"real": real, "made": made}, rules=FAKED)
+        for turn in range(4):
+            if (turn % 2 == 0) == (order == "client first"):
+                assert ask(found, "a.example").answer[0][0].address == "198.18.0.3"
+            else:
+                assert [str(ip) for ip in asyncio.run(found.lookup("a.example", strategy="ipv4_only"))] == ["192.0.2.1"]
+    with pytest.raises(DialError, match="makes its addresses up"):
+        asyncio.run(found.lookup("a.example", server="made"))
+
+
+def test_what_is_made_up_is_neither_kept_nor_learned():
+    made, told = Made(a_example=["198.18.0.3"]), Sink()
+    found = router({"real": Server(a_example=["192.0.2.1"]), "made": made}, rules=FAKED, sink=told)
+    for _ in range(3):
+        assert ask(found, "a.example").answer[0][0].address == "198.18.0.3"
+    assert len(made.asked) == 3
+    assert told.learned == []
+    assert found.learned(ip_address("198.18.0.3"), client().source.ip) == ()

@@ -311,3 +311,33 @@ def shared() -> Path:
     if not found.is_dir():
         pytest.skip(f"SKIPPED LOUDLY: no {found}: the real rule sets are not tested")
     return found
+
+
+@pytest.mark.parametrize("final", ["direct", "vps"])
+def test_fake_addresses_are_userspaces(final: str) -> None:
+    """Whatever a rule says of the address: it stands for a name, which the kernel does not know."""
+    rules = [
+        {"ip_cidr": "198.18.0.0/16", "outbound": "direct"},
+        {"ip_cidr": "198.18.0.0/15", "action": "reject"},
+        {"ip_cidr": "198.19.0.0/16", "action": "bypass"},
+        {"ip_cidr": "fc00::/7", "outbound": "direct"},
+    ]
+    inputs = Inputs({"direct": "direct"}, fakes=("198.18.0.0/15", "fc00::/18"))
+    compiled = compile_rules(parse_route({"rules": rules}).rules, final, {}, inputs)
+    for mode in ("strict", "balanced", "fast", "paranoid"):
+        compiled = compile_rules(parse_route({"rules": rules}).rules, final, {}, replace(inputs, mode=mode))
+        for network in ("tcp", "udp"):
+            for text, wanted in (
+                ("198.18.0.1", Verdict.USER),
+                ("198.19.255.255", Verdict.USER),
+                ("198.20.0.0", None),
+                ("fc00::1", Verdict.USER),
+                ("fc00:4000::1", Verdict.DIRECT),
+            ):
+                ip = ip_address(text)
+                family = 4 if ip.version == 4 else 6
+                client = int(ip_address("192.168.1.2" if family == 4 else "2001:db8:8::2"))
+                found = compiled.lookup(network, 443, family, int(ip), source=client)[1]
+                assert found is (wanted or (Verdict.DIRECT if final == "direct" else Verdict.USER)), (mode, text)
+                if wanted is Verdict.USER:
+                    assert compiled.lookup(network, 443, family, int(ip), socket=0)[1] is wanted, "of this host too"

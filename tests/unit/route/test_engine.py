@@ -175,8 +175,38 @@ def test_bad_rules(rule: dict[str, Any], part: str) -> None:
 def test_a_rule_set_tag_is_used_once() -> None:
     with pytest.raises(ConfigError, match="twice"):
         parse_route({"rule_set": [{"tag": "a", "rules": []}, {"tag": "a", "rules": []}]})
-    with pytest.raises(ConfigError, match="not built yet"):
-        parse_route({"rule_set": [{"tag": "a", "type": "remote", "url": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("entry", "part", "place"),
+    [
+        ({"type": "remote", "url": "x"}, "is not a URL", ".url"),
+        ({"type": "remote"}, "is not a URL", ".url"),
+        ({"type": "remote", "url": "https://a.example/list"}, "ends neither in .json nor in .srs", ""),
+        ({"type": "remote", "url": "https://a.example/list.txt?x=.srs"}, "ends neither in .json nor in .srs", ""),
+        (
+            {"type": "remote", "url": "https://a.example/a.srs", "update_interval": "-1d"},
+            "not negative",
+            ".update_inter",
+        ),
+        ({"type": "remote", "url": "https://a.example/a.srs", "path": "a"}, 'of type "local"', ".path"),
+        ({"type": "local", "path": "a.srs", "url": "https://a.example/a.srs"}, 'of type "remote"', ".url"),
+        ({"type": "inline", "rules": [], "update_interval": "1d"}, 'of type "remote"', ".update_interval"),
+    ],
+)
+def test_bad_rule_sets(entry: dict[str, Any], part: str, place: str) -> None:
+    with pytest.raises(ConfigError, match=part) as caught:
+        parse_route({"rule_set": [{"tag": "a", **entry}]})
+    assert caught.value.path.startswith(f"route.rule_set[0]{place}")
+
+
+@pytest.mark.parametrize(
+    ("more", "form"),
+    [({"url": "https://a.example/a.srs?b=.json"}, "binary"), ({"url": "https://a.example/a.json"}, "source"),
+     ({"url": "https://a.example/", "format": "binary"}, "binary")],
+)  # fmt: skip
+def test_the_form_of_a_remote_rule_set(more: dict[str, Any], form: str) -> None:
+    assert parse_route({"rule_set": [{"tag": "a", "type": "remote", **more}]}).rule_set[0].form == form
 
 
 @pytest.mark.parametrize(
