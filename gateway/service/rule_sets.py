@@ -224,7 +224,7 @@ class RemoteSets:
                 flow = Flow("tcp", "", "", NOWHERE, address)
                 return await self._wiring.outbounds[tag].connect(flow, address)
 
-            answer = await fetch(connect, URL.parse(entry.url), headers=asked(state), sink=sink)
+            answer = await fetch(self._wiring.edge, connect, URL.parse(entry.url), headers=asked(state), sink=sink)
             if answer.status == 304 and state is not None:
                 new = msgspec.structs.replace(state, updated=self._clock())
                 await asyncio.to_thread(self.copies.confirm, entry, new)

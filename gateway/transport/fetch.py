@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import h11
@@ -15,9 +16,12 @@ import h11
 from gateway import __version__
 from gateway.config.url import URL
 from gateway.core.address import Address
+from gateway.core.contracts import Edge
 from gateway.core.errors import PeerError
 from gateway.core.stream import Stream
-from gateway.transport.secure import secure
+from gateway.tls.client import Client
+from gateway.tls.options import OutboundTLSOptions
+from gateway.transport.remote import client, secure
 
 REDIRECTS = 10
 MOVED = (301, 302, 303, 307, 308)
@@ -39,7 +43,7 @@ class Answer(NamedTuple):
 
 
 async def fetch(
-    connect: Connect, url: URL, method: str = "GET", headers: Mapping[str, str] | None = None,
+    edge: Edge, connect: Connect, url: URL, method: str = "GET", headers: Mapping[str, str] | None = None,
     sink: Callable[[bytes], None] | None = None, redirects: int = REDIRECTS,
 ) -> Answer:  # fmt: skip
     """The answer to ``method`` at ``url``; the body of a 200 goes to ``sink`` piece by piece, others are not read. With
@@ -47,7 +51,7 @@ async def fetch(
     often, and what ``sink`` raises; DialError where nobody answers; OSError; TimeoutError after ``IDLE`` seconds of
     silence."""
     for _ in range(redirects + 1):
-        answer = await _ask(connect, url, method, headers or {}, sink)
+        answer = await _ask(edge, connect, url, method, headers or {}, sink)
         location = answer.headers.get("location", "")
         if answer.status not in MOVED or not location or not redirects:
             return answer
@@ -61,14 +65,24 @@ async def fetch(
     raise PeerError(f"more than {redirects} redirects")
 
 
+async def trusting(host: str) -> Client:
+    """What the system trusts, for ``host``. The first call reads every certificate of it."""
+    return await asyncio.to_thread(client, OutboundTLSOptions(), host, Path(), "http/1.1")
+
+
 async def _ask(
-    connect: Connect, url: URL, method: str, headers: Mapping[str, str], sink: Callable[[bytes], None] | None
+    edge: Edge,
+    connect: Connect,
+    url: URL,
+    method: str,
+    headers: Mapping[str, str],
+    sink: Callable[[bytes], None] | None,
 ) -> Answer:
     stream = await connect(Address.of(url.host, url.port))
     try:
         async with asyncio.timeout(IDLE):
             if url.scheme == "https":
-                stream = await secure(stream, url.host)
+                stream, _ = await secure(edge, stream, await trusting(url.host))
             talk = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD)
             await stream.write(talk.send(_request(url, method, headers)) or b"")
             talk.send(h11.EndOfMessage())

@@ -7,19 +7,18 @@ import time
 
 from gateway.config.url import URL
 from gateway.core.address import Address
-from gateway.core.contracts import IPv4Address, Outbound
+from gateway.core.contracts import Edge, IPv4Address, Outbound
 from gateway.core.errors import DialError
 from gateway.core.flow import Flow
 from gateway.core.stream import Stream
-from gateway.transport import secure
-from gateway.transport.fetch import fetch
+from gateway.transport.fetch import fetch, trusting
 
 PATIENCE = 15.0
 """Seconds that a probe may take."""
 NOWHERE = Address(IPv4Address(0), 0)
 
 
-async def probe(outbound: Outbound, url: URL, patience: float = PATIENCE) -> int:
+async def probe(edge: Edge, outbound: Outbound, url: URL, patience: float = PATIENCE) -> int:
     """Milliseconds from the dial to the head of the answer to HEAD, whatever its status; at least 1. Raises DialError,
     PeerError and what else the outbound raises."""
 
@@ -27,11 +26,11 @@ async def probe(outbound: Outbound, url: URL, patience: float = PATIENCE) -> int
         return await outbound.connect(Flow("tcp", "", "", NOWHERE, address), address)
 
     if url.scheme == "https":
-        await secure.prepare()
+        await trusting(url.host)
     begun = time.perf_counter()
     try:
         async with asyncio.timeout(patience):
-            await fetch(connect, url, "HEAD", redirects=0)
+            await fetch(edge, connect, url, "HEAD", redirects=0)
     except TimeoutError:
         raise DialError(f"{url.authority}: no answer within {patience:g} s") from None
     except OSError as error:

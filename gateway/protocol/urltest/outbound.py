@@ -143,7 +143,7 @@ class Outbound:
 
     async def _probe(self, tag: str) -> None:
         try:
-            found = await probe(self._wiring.outbounds[tag], self._url)
+            found = await probe(self._wiring.edge, self._wiring.outbounds[tag], self._url)
         except (GatewayError, OSError) as error:
             log.debug("%s: %s: %s", self.tag, tag, error)
             self._wiring.delays.forget(tag)

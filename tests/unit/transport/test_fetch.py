@@ -13,6 +13,9 @@ from gateway.core.errors import PeerError
 from gateway.transport import fetch as fetching
 from gateway.transport.fetch import HEAD, fetch
 
+NO_EDGE: Any = None
+"""These streams have no socket."""
+
 
 class Script:
     """A stream that says ``said`` in pieces of ``step`` bytes, whatever it hears."""
@@ -51,15 +54,15 @@ class Net:
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def secure(stream: Any, host: str) -> Any:
-        return stream
+    async def secure(edge: Any, stream: Any, client: Any) -> Any:
+        return stream, ""
 
     monkeypatch.setattr(fetching, "secure", secure)
 
 
 def run(net: Net, url: str, **more: Any) -> tuple[int, bytes]:
     body = bytearray()
-    answer = asyncio.run(fetch(net.connect, URL.parse(url), sink=body.extend, **more))
+    answer = asyncio.run(fetch(NO_EDGE, net.connect, URL.parse(url), sink=body.extend, **more))
     assert all(stream.closed for _, stream in net.dialled)
     return answer.status, bytes(body)
 
@@ -144,5 +147,5 @@ def test_what_the_sink_says_ends_it() -> None:
 
     net = Net(a_example=[ok(b"abc")])
     with pytest.raises(PeerError, match="full"):
-        asyncio.run(fetch(net.connect, URL.parse("http://a.example/"), sink=full))
+        asyncio.run(fetch(NO_EDGE, net.connect, URL.parse("http://a.example/"), sink=full))
     assert net.dialled[0][1].closed
