@@ -110,7 +110,7 @@ def test_out_to_sing_box_in_tls(at):
         port, server = sing_box({"type": "http", "users": USERS, "tls": files.server()}, at)
         outbound = {"type": "http", "server": at, "server_port": port, "tls": files.client(), **USERS[0]}
         with echo(at) as target, server, Gateway({"type": "socks"}, outbound, at) as gateway:
-            check_stream(socks_connect(gateway.port, at, target, at=at), half_close=True)
+            check_stream(socks_connect(gateway.port, at, target, at=at))
 
 
 @pytest.mark.peer("sing-box")

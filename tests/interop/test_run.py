@@ -24,7 +24,7 @@ from tests.interop.harness import (
     program,
     socks_connect,
 )
-from tests.interop.proxies import certificates
+from tests.interop.proxies import certificates, xray
 from tests.interop.proxies import sing_box as proxy
 from tests.interop.test_shadowsocks import PASSWORDS, sing_box
 
@@ -101,9 +101,22 @@ def test_in_tls_through_the_real_relay(kind):
         stack.enter_context(gateway(port, outbounds, rules, "direct", "-D", files.ca.parent))
         check_stream(socks_connect(port, LOOPBACK, near), half_close=True)
         for _ in range(3):
-            check_stream(socks_connect(port, LOOPBACK, far), half_close=True)
             check_stream(socks_connect(port, LOOPBACK, far))
         check_datagrams(port, LOOPBACK, far)
+
+
+@pytest.mark.peer("xray")
+def test_half_close_in_tls_through_the_real_relay():
+    """Each end of a TLS connection is closed by itself (close_notify)."""
+    port = free_port()
+    with certificates() as files, echo() as near, echo() as far:
+        settings = {"protocol": "trojan", "settings": {"clients": [{"password": "secret"}]}}
+        server, theirs = xray(settings | {"streamSettings": files.xray()})
+        outbound = {"type": "trojan", "tag": "proxy", "server": LOOPBACK, "server_port": server, "password": "secret"}
+        outbounds = [DIRECT, outbound | {"tls": files.client()}]
+        with theirs, gateway(port, outbounds, [{"port": far, "outbound": "proxy"}], "direct"):
+            for target in (near, far, far, far):
+                check_stream(socks_connect(port, LOOPBACK, target), half_close=True)
 
 
 def test_a_certificate_that_is_not_there_stops_the_start():
