@@ -24,7 +24,7 @@ def settings(house: House) -> dict[str, str]:
     found = {name: house.gateway.run(["sh", "-c", line]).out for name, line in words.items()}
     rows = json.loads(found["addresses"])
     found["addresses"] = str(sorted((row["ifname"], one["local"], one["prefixlen"]) for row in rows
-                                    for one in row["addr_info"]))  # fmt: skip
+                                    for one in row["addr_info"] if one["scope"] == "global"))  # fmt: skip
     return found
 
 
