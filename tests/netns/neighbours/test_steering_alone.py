@@ -24,7 +24,7 @@ def settings(house: House) -> dict[str, str]:
     found = {name: house.gateway.run(["sh", "-c", line]).out for name, line in words.items()}
     rows = json.loads(found["addresses"])
     found["addresses"] = str(sorted((row["ifname"], one["local"], one["prefixlen"]) for row in rows
-                                    for one in row["addr_info"]))  # fmt: skip
+                                    for one in row["addr_info"] if one["scope"] == "global"))  # fmt: skip
     return found
 
 
@@ -38,8 +38,8 @@ def other(house: House, request: pytest.FixtureRequest) -> Iterator[tuple[House,
     for name, own, via, metric in (("wan0", WAN, SERVER, 100), ("wan1", WAN1, SERVER1, 200)):
         lines += [f"ip addr add {own[4]}/25 dev {name}", f"ip addr add {own[6]}/64 dev {name} nodad"]
         lines += [
-            f"ip route add default via {via[4]} metric {metric}",
-            f"ip -6 route add default via {via[6]} metric {metric}",
+            f"ip route replace default via {via[4]} metric {metric}",
+            f"ip -6 route replace default via {via[6]} metric {metric}",
         ]
     forwarding = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
     house.lines(*(f"sysctl -qw {name}=1" for name in forwarding), *lines)

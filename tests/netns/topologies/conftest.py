@@ -95,6 +95,7 @@ def topology() -> Topology:
                     "lan": (f"{MAIN[4]}/24", f"{MAIN[6]}/64", "fe80::1/64"),
                     "wan": (f"{WAN[4]}/24", f"{WAN[6]}/64"),
                 },
+                routes=(Route("default", SERVER[4]), Route("default6", SERVER[6])),
                 sysctls=FORWARDING | UNFILTERED,
             ),
             Plan(
@@ -105,7 +106,7 @@ def topology() -> Topology:
                     + tuple(f"{site[6]}/128" for site in (DIRECT, PROXIED)),
                 },
                 # To the private network there is no way but by main's own address.
-                routes=(Route("2001:db8:7::/64", WAN[6]), Route("198.51.100.9/32", WAN[4])),
+                routes=(Route("2001:db8:7::/64", WAN[6]),),
             ),
         ),
         (

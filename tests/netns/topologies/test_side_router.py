@@ -78,6 +78,10 @@ def test_one_arm(place: Place, fail: str) -> None:
     # A plain router on one arm would have told: the counters above can count.
     for name, value in FORWARDING.items():
         place.host("box").run(["sysctl", "-qw", f"net/{name}={value}"], check=True)
-    assert place.ask("desk", DIRECT[4]) == WAN[4]
-    assert place.ask("desk", DIRECT[6]) == DESK[6]
-    poll(lambda: all(redirects(place, "desk")))
+
+    def told() -> bool:
+        assert place.ask("desk", DIRECT[4]) == WAN[4]
+        assert place.ask("desk", DIRECT[6]) == DESK[6]
+        return all(redirects(place, "desk"))
+
+    poll(told)

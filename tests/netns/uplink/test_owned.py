@@ -42,6 +42,7 @@ class Whole:
     def __init__(self, net: Net, enter: tuple[str, ...] = ()) -> None:
         self.net, self.name, self.enter = net, f"test-{net.router}", enter
         self.path = net.tmp / "gateway.json"
+        self.process: subprocess.Popen[bytes] | None = None
         value = {"gateway": {"uplinks": [{"interface": "wan", "dhcp4": {"start_delay": "0s"}}], "firewall": False}}
         self.path.write_text(json.dumps(value))
 
@@ -70,6 +71,8 @@ class Whole:
         return dict(found[0])
 
     def close(self) -> None:
+        if self.process is None:
+            return
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
         self.command("down", "--instance", self.name)
@@ -127,6 +130,7 @@ def test_a_client_that_runs_there(net: Net, whole: Whole, kind: str) -> None:
     assert one["owner"].startswith(f"{kind} (process ")
     assert '"external": true' in one["problem"]
     assert not one["ready"]
+    assert whole.process is not None
     assert whole.process.poll() is None, "run goes on"
     seen = whole.command("status", "--instance", whole.name).stdout
     assert f"uplink wan: {kind} (process " in seen
@@ -152,7 +156,7 @@ def test_a_client_of_another_network_namespace(net: Net, whole: Whole) -> None:
     sh("ip", "netns", "add", other)
     try:
         index = json.loads(net.ip(net.router, "-j", "link", "show", "wan"))[0]["ifindex"]
-        net.ip(other, "link", "add", "wan", "index", str(index), "type", "veth", "peer", "name", "far")
+        net.ip(other, "link", "add", "wan", "index", str(index), "type", "veth", "peer", "name", "far", "index", "99")
         net.ip(other, "link", "set", "wan", "up")
         client = net.start(other, peer("busybox"), "udhcpc", "-f", "-i", "wan", "-s", "/bin/true")
         whole.start()
