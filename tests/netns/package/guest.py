@@ -24,10 +24,10 @@ from tests.debian import INSTALL, bare, ready
 
 PACKAGES = (
     "systemd-sysv", "udev", "linux-image-cloud-amd64", "initramfs-tools", "iproute2", "procps", "curl", "python3",
-    "dnsmasq-base", "libbpf1", "nftables", "python3-nftables",
+    "dnsmasq-base", "libbpf1", "netbase", "nftables", "python3-nftables",
 )  # fmt: skip
 """The last are what the package depends on: the guest reaches no mirror."""
-EDITION = 1
+EDITION = 2
 """Of what is below; another one makes another disk."""
 SIZE = "2G"
 BOOT, WORD = 240.0, 300.0
