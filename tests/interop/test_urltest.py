@@ -196,3 +196,36 @@ def test_what_a_person_sees_and_asks_for(tmp_path, authority):
             time.sleep(1)
             assert [one["delay"] for one in gateway.ask("groups")["groups"][0]["members"]] == [None, None]
             assert told(port) == "near"
+
+
+@pytest.mark.peer("sing-box")
+def test_groups_within_groups(tmp_path):
+    """A group is as quick as the outbound at its end, and flows find the way down."""
+    seen = {}
+    for name, run in (("theirs", sing_box), ("ours", ours)):
+        folder = tmp_path / name
+        folder.mkdir()
+        with Web(free_port()) as web, members(web, "near", "far") as there, members(web, "third") as more:
+            there["near"].delay, more["third"].delay = 0.5, 1.0
+            port = free_port()
+            config = configuration(port, there, web)
+            third = more["third"]
+            config["outbounds"] += [
+                {"type": "socks", "tag": "third", "server": third.host, "server_port": third.port},
+                {"type": "selector", "tag": "pick", "outbounds": ["auto"]},
+                {**config["outbounds"][0], "tag": "outer", "outbounds": ["third", "pick"]},
+            ]
+            config["route"] = {"final": "outer"}
+            with run(config, port, folder) as gateway:
+                found = []
+                for slow, wanted in (("near", "far"), ("far", "near")):
+                    there[slow].delay, there[wanted].delay = 0.5, 0.0
+                    until(lambda port=port, wanted=wanted: told(port) == wanted, 30)
+                    found.append(told(port))
+                if name == "ours":
+                    groups = {one["tag"]: one for one in gateway.ask("groups")["groups"]}
+                    assert [groups[tag]["now"] for tag in ("outer", "pick", "auto")] == ["pick", "auto", "near"]
+                    delays = {one["tag"]: one["delay"] for one in groups["outer"]["members"]}
+                    assert delays["pick"] < 500 <= delays["third"]
+                seen[name] = found
+    assert seen["ours"] == seen["theirs"] == ["far", "near"]
