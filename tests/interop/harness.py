@@ -321,7 +321,8 @@ def exactly(sock, size):
 
 def check_stream(sock, half_close=False):
     """1 MiB of random bytes there and back, compared by hash. ``half_close``: the sender ends its side while the
-    bytes are still on their way back (shadowsocks-libev, and sing-box in Shadowsocks and in TLS, end both ways then)."""
+    bytes are still on their way back (shadowsocks-libev ends both ways then, and so does sing-box in Shadowsocks and in
+    TLS)."""
     data = os.urandom(SIZE)
     sock.settimeout(DEADLINE)
 
