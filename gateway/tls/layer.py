@@ -79,8 +79,6 @@ class TLSLayer:
             for start in range(0, len(view) or 1, STEP):
                 self._incoming.write(view[start : start + STEP])
                 at = self._many(out, at)
-        except ssl.SSLZeroReturnError:
-            self.ended = True
         except ssl.SSLError as error:
             raise PeerError(f"tls: {reason(error)}") from error
         return out[:at]
@@ -97,6 +95,8 @@ class TLSLayer:
                 at += count
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLZeroReturnError:  # instead of 0, where we have ended too
+            self.ended = True
         return at
 
     def _few(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ssl
 from pathlib import Path
@@ -114,6 +115,24 @@ def test_each_way_ends_by_itself(files: Path, version: ssl.TLSVersion) -> None:
     server.tls.unwrap()
     layer.decode(server.outgoing.read())
     assert layer.ended
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 40_000, 300_000])
+@pytest.mark.parametrize("first", ["we", "they"])
+def test_data_and_the_end_in_one_piece(files: Path, size: int, first: str) -> None:
+    server = Server(files)
+    layer = connect(server, files)
+    if first == "we":
+        server.incoming.write(layer.encode_eof())
+        assert server.tls.read(10) == b""
+    data, sent = bytes(range(250)) * (size // 250 + 1), 0
+    while sent < size:
+        sent += server.tls.write(memoryview(data)[sent:size])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.tls.unwrap()
+    assert bytes(layer.decode(server.outgoing.read())) == data[:size]
+    assert layer.ended
+    assert bytes(layer.decode(b"")) == b""
 
 
 def test_the_peer_may_end_first(files: Path) -> None:
