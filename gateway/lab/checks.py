@@ -14,6 +14,7 @@ from gateway.kernel import mark
 from gateway.lab.beside import foreign_marks_kept, tun_lan_wide
 from gateway.lab.faults import fails_closed, kill9_fails_open, reload_keeps_flows
 from gateway.lab.forecast import ROUTED, CheckError, expect
+from gateway.lab.groups import urltest
 from gateway.lab.observe import (
     NOBODY,
     addresses6,
@@ -255,6 +256,7 @@ CHECKS: dict[str, Check] = {
     "port-forward-kept": port_forward_kept,
     "hairpin-udp": hairpin_udp,
     "own-ssh-kept": own_ssh_kept,
+    "urltest": urltest,
     "foreign-marks-kept": foreign_marks_kept,
     "tun-lan-wide": tun_lan_wide,
     "wan-closed": wan_closed,

@@ -17,8 +17,10 @@ OWN = {
 }  # fmt: skip
 """Of programs of the router: who is proxied, and that another one goes directly, by the kernel."""
 DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct", "quic-handed-back"}
-BOTH = OWN | {"shared-address-conflict", "direct-by-mac"}
+BOTH = OWN | {"shared-address-conflict", "direct-by-mac", "urltest"}
 """Of one who is proxied and one who is direct."""
+KERNEL = DIRECT | OWN | {"direct-by-mac", "urltest"}
+"""Of flows that the kernel carries, or does at the end."""
 PREDICTED = PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
 """Checks of flows that the rules decide."""
 EVERY = PREDICTED | {
@@ -65,16 +67,14 @@ def test_everything_holds() -> None:
         ("no-bpf", OWN),
         # Nor is any other: all of it is dialled by the router, and ends with its gateway. What is rejected is accepted
         # before it is reset.
-        (
-            "kernel-off",
-            DIRECT | OWN | {"direct-by-mac", "blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"},
-        ),
+        ("kernel-off", KERNEL | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
         ("private-mac", {"direct-by-mac"}),
         ("tcp-forward", {"hairpin-udp"}),
         ("fails-open", {"fails-closed"}),
         # What is proxied loses the bit that leads it to userspace.
         ("whole-marks", {"foreign-marks-kept"}),
         ("no-auto-route", {"tun-lan-wide"}),
+        ("one-member", {"urltest"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", {"dns-intercepted", "direct-by-domain"}),
     ],
