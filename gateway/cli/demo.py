@@ -32,6 +32,7 @@ SABOTAGES = {
     "no-auto-route": "the tun inbound of the second router has no routes",
     "all-direct": "no rule is left",
     "all-proxied": "no rule is left, and what is left goes through the proxy",
+    "one-member": "the group of outbounds has no member but the one that dies",
     "no-dns-capture": "the LAN's name queries pass",
     "wrong-server-name": "servers in TLS are asked for under a name that they do not have",
 }

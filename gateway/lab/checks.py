@@ -16,6 +16,7 @@ from gateway.lab.beside import foreign_marks_kept, tun_lan_wide
 from gateway.lab.encrypted import doh, dot, trojan, vless
 from gateway.lab.faults import fails_closed, kill9_fails_open, reload_keeps_flows
 from gateway.lab.forecast import ROUTED, CheckError, expect
+from gateway.lab.groups import urltest
 from gateway.lab.observe import (
     NOBODY,
     addresses6,
@@ -262,6 +263,7 @@ CHECKS: dict[str, Check] = {
     "hairpin-udp": hairpin_udp,
     "own-ssh-kept": own_ssh_kept,
     "second-dhcp-client-refused": second_dhcp_client_refused,
+    "urltest": urltest,
     "foreign-marks-kept": foreign_marks_kept,
     "tun-lan-wide": tun_lan_wide,
     "one-arm": one_arm,

@@ -24,7 +24,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.netns import LabError
 from gateway.lab.process import Process, User
 from gateway.lab.scenario import home
-from gateway.lab.scenario.services import TROJAN_PORT, VLESS_PORT
+from gateway.lab.scenario.services import SHADOWSOCKS_2022_METHOD, SHADOWSOCKS_2022_PORT, TROJAN_PORT, VLESS_PORT
 from gateway.lab.snapshot import snapshot
 from gateway.service.control import alive, ask
 
@@ -33,6 +33,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FORWARDED, FORWARDED_UDP = 8081, 8087
 USER, GROUP = "nobody", "users"
 """Whose flows the rules proxy."""
+GROUP_TAG, SPARE = "auto", "spare"
+"""A group of outbounds, and the proxy among its members."""
 UNIT = "backup.service"
 """Cgroup of the router whose flows the rules proxy."""
 PATIENCE = 20.0
@@ -120,8 +122,8 @@ class Stage:
 
     def rules(self) -> dict[str, Any]:
         """``examples/home.json`` with this run's sites: 1 direct by address, 2 by name, 3 and 4 proxied by name, UDP
-        echo proxied, 5 rejected; of the two names of 6 the first is proxied, the second direct. Before that: all of
-        lan3 is direct, some programs of the router are proxied."""
+        echo proxied, 5 rejected, the login of 3 through a group; of the two names of 6 the first is proxied, the second
+        direct. Before that: all of lan3 is direct, some programs of the router are proxied."""
         value: dict[str, Any] = parse((EXAMPLES / "home.json").read_text(), "home.json")
         drawn, (direct, rejected, _, _, far) = self.home, value["route"]["rules"]
         value["dns"]["servers"][0]["server"] = drawn.resolver.ipv4
@@ -138,8 +140,10 @@ class Stage:
             {"user": USER, "outbound": "proxy"},
             {"group": GROUP, "outbound": "proxy"},
             {"cgroup": f"/{unit}", "outbound": "proxy"},
+            {"ip_cidr": [drawn.sites[2].ipv4, drawn.sites[2].ipv6], "port": 22, "outbound": GROUP_TAG},
             *value["route"]["rules"],
         ]
+        value["outbounds"] += self.group()
         far["domain"] = [drawn.sites[number].names[0] for number in (2, 3, 5)]
         if self.sabotage == "all-direct":
             value["route"]["rules"] = []
@@ -166,6 +170,18 @@ class Stage:
         value["dns"]["rules"] = [
             {"domain": name, "server": tag} for name, tag in zip(drawn.secret_names, ("dot", "doh"), strict=True)
         ]
+
+    def group(self) -> list[dict[str, Any]]:
+        """Of the second proxy and the direct outbound, probed through the first site; a proxy that is as quick as to be
+        expected is used."""
+        drawn = self.home
+        proxy = {
+            "type": "shadowsocks", "tag": SPARE, "server": drawn.vps.ipv4, "server_port": SHADOWSOCKS_2022_PORT,
+            "method": SHADOWSOCKS_2022_METHOD, "password": drawn.shadowsocks_2022_password,
+        }  # fmt: skip
+        members = [SPARE] if self.sabotage == "one-member" else [SPARE, "direct"]
+        probes = {"url": f"http://{drawn.sites[0].ipv4}/", "interval": "2s", "tolerance": 2000}
+        return [proxy, {"type": "urltest", "tag": GROUP_TAG, "outbounds": members, **probes}]
 
     def write(self) -> list[Path]:
         paths = [self.lab.folder / "home.json", self.lab.folder / "gateway.json"]

@@ -17,11 +17,13 @@ OWN = {
 }  # fmt: skip
 """Of programs of the router: who is proxied, and that another one goes directly, by the kernel."""
 DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct", "quic-handed-back"}
-BOTH = OWN | {"shared-address-conflict", "direct-by-mac"}
+BOTH = OWN | {"shared-address-conflict", "direct-by-mac", "urltest"}
 """Of one who is proxied and one who is direct."""
 CARRIED = {"trojan", "vless"}
 NAMES = {"dot", "doh"}
 """What the gateway says and asks in TLS."""
+KERNEL = DIRECT | OWN | {"direct-by-mac", "urltest"}
+"""Of flows that the kernel carries, or does at the end."""
 PREDICTED = (
     CARRIED | PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
 )
@@ -73,10 +75,7 @@ def test_everything_holds() -> None:
         ("no-bpf", OWN),
         # Nor is any other: all of it is dialled by the router, and ends with its gateway. What is rejected is accepted
         # before it is reset.
-        (
-            "kernel-off",
-            DIRECT | OWN | {"direct-by-mac", "blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"},
-        ),
+        ("kernel-off", KERNEL | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
         ("private-mac", {"direct-by-mac"}),
         ("tcp-forward", {"hairpin-udp"}),
         ("fails-open", {"fails-closed"}),
@@ -85,6 +84,7 @@ def test_everything_holds() -> None:
         ("no-auto-route", {"tun-lan-wide"}),
         ("no-arm", {"one-arm"}),
         ("client-elsewhere", {"second-dhcp-client-refused"}),
+        ("one-member", {"urltest"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", NAMES | {"dns-intercepted", "direct-by-domain"}),
         ("wrong-server-name", NAMES | CARRIED),
