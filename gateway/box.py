@@ -119,6 +119,13 @@ class Box:
         assert journal is not None
         journal.record(step)
 
+    @property
+    def changed(self) -> float:
+        """When it last changed something of the host that it had not changed before, in seconds of CLOCK_BOOTTIME; 0
+        never."""
+        journal = self._journal if self.host is None else self.host.journal
+        return 0.0 if journal is None else journal.changed
+
     async def stop(self) -> None:
         """End our part, however far ``start`` came; the plain router stands. After a reload that is at work."""
         self._stopping = True

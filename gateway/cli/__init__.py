@@ -1,7 +1,8 @@
 """The command line: one file for each command, imported when it is called for.
 
 A command file has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments) -> int``; its name is the
-command's, with ``_`` for ``-``. Exit status: 0 done, 1 the user can mend it (one line on standard error), 2 usage.
+command's, with ``_`` for ``-``. Exit status: 0 done, 1 the user can mend it (one line on standard error), 2 usage;
+``run`` has 3, a trial that was undone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ COMMANDS = {
     "down": "stop a gateway and undo everything that it made on this host",
     "run": "run the gateway",
     "status": "what the running gateway says of itself",
+    "confirm": "keep what a gateway on trial has made (run --trial)",
     "check": "judge a configuration without starting it",
     "demo": "a home network in namespaces, routed before your eyes",
     "doctor": "what this host can do, and how to mend what it cannot",

@@ -1,4 +1,7 @@
-"""``gateway run``: the gateway itself, until SIGTERM or SIGINT; SIGHUP applies a changed configuration."""
+"""``gateway run``: the gateway itself, until SIGTERM or SIGINT; SIGHUP applies a changed configuration.
+
+With ``--trial`` it undoes all it has made, and ends with 3, unless ``gateway confirm`` comes in time.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from gateway.core.errors import ConfigError, GatewayError
 from gateway.host import undo
 from gateway.kernel import descriptors, journal
 from gateway.service.claim import Claim
-from gateway.service.control import Control
+from gateway.service.control import Control, Handler
+from gateway.trial import LEAST, MOST, SECONDS, UNCONFIRMED, Trial, finish
+from gateway.uplink.clock import boottime
 
 LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
@@ -28,6 +33,17 @@ log = logging.getLogger("gateway")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     configuration.add_arguments(parser)
     instance.add_arguments(parser)
+    parser.add_argument(
+        "--trial", nargs="?", type=seconds, const=SECONDS, metavar="SECONDS",
+        help=f"undo everything, unless gateway confirm comes within so many seconds ({SECONDS}); exit status 3 then",
+    )  # fmt: skip
+
+
+def seconds(text: str) -> int:
+    """Of a trial. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or not LEAST <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"whole seconds, {LEAST} to {MOST}")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,6 +77,12 @@ def handler(config: Config) -> logging.Handler:
         raise ConfigError(f"{error.filename}: {error.strerror}", "log.output") from error
 
 
+def log_file(config: Config) -> str:
+    """Where another process may write to the log too; "" is standard error."""
+    output = config.log.output
+    return "" if output in ("", "stderr") else str(config.directory / output)
+
+
 def logs(config: Config, where: logging.Handler) -> None:
     """Logging as the ``log`` object asks."""
     options = config.log
@@ -79,31 +101,41 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         log.warning(note)
     folder, state = instance.folders(arguments)
     claim, forget = Claim(folder, alone=config.gateway is not None), False
-    stands = bool(journal.read(folder / "undo.jsonl"))
+    trial: Trial | None = None
+    stands = True
     try:
+        if await finish(folder):
+            raise GatewayError("what an earlier trial left cannot be undone: see the log, and gateway down")
+        stands = bool(journal.read(folder / "undo.jsonl"))
+        trial = None if arguments.trial is None else Trial(folder, arguments.trial, log_file(config))
         try:
             box = Box(config, folder, state)
             try:
-                await _run(arguments, box)
+                await _run(arguments, box, trial)
             finally:
                 stands = stands or box.state == "running"
         finally:
-            if not stands and (folder / "undo.jsonl").exists():
+            if trial is not None and not trial.confirmed:
+                forget = not await trial.undo() and not (folder / "undo.jsonl").exists()
+            elif not stands and (folder / "undo.jsonl").exists():
                 forget = not await undo(folder)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise GatewayError(f"{where}{error.strerror or error}") from error
     finally:
         claim.release(forget=forget)
-    return 0
+    if trial is None or trial.confirmed:
+        return 0
+    return UNCONFIRMED if not (folder / "trial").exists() else 1
 
 
-async def _run(arguments: argparse.Namespace, box: Box) -> None:
+async def _run(arguments: argparse.Namespace, box: Box, trial: Trial | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
     async def status(_: dict[str, Any]) -> dict[str, Any]:
-        return box.status()
+        one = on_trial()
+        return box.status() | ({} if one is None else {"trial": round(one.left, 1)})
 
     async def explain(request: dict[str, Any]) -> dict[str, Any]:
         return box.explain(request)
@@ -111,11 +143,27 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
     async def flows(request: dict[str, Any]) -> dict[str, Any]:
         return await box.flows(request)
 
+    def on_trial() -> Trial | None:
+        return None if trial is None or trial.confirmed else trial
+
+    made = 0.0  # when the start was through
+
+    async def confirm(request: dict[str, Any]) -> dict[str, Any]:
+        if (one := on_trial()) is None:
+            raise GatewayError("no trial is on: what stands stays")
+        if not made:
+            raise GatewayError("it still starts: confirm when it runs")
+        one.confirm(request["peer"], bool(request.get("here")), max(made, box.changed))
+        return {}
+
     changing = asyncio.Lock()  # what was read last is applied last
     waiting = False
 
     async def apply() -> None:
         nonlocal waiting
+        if on_trial() is not None:
+            waiting = False
+            raise GatewayError("a trial is on: confirm it first (gateway confirm), or end it (gateway down)")
         async with changing:
             waiting = False
             config = await asyncio.to_thread(configuration.configuration, arguments)
@@ -136,7 +184,10 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
         except Exception:
             log.exception("configuration kept")
 
-    control = Control(box.run, {"status": status, "explain": explain, "flows": flows, "reload": reload})
+    commands: dict[str, Handler] = {
+        "status": status, "explain": explain, "flows": flows, "reload": reload, "confirm": confirm,
+    }  # fmt: skip
+    control = Control(box.run, commands)
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -152,8 +203,11 @@ async def _run(arguments: argparse.Namespace, box: Box) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    if trial is not None:
+        trial.watch(stop.set)
     try:
         await box.start()
+        made = boottime()
         log.info("started; control socket %s", control.path)
         await stop.wait()
     finally:

@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({**answer, "conflicts": [asdict(finding) for finding in hindered]}))
         return 0
     print(f"{answer['state']}, up {answer['uptime']:.0f} s")
+    if "trial" in answer:
+        print(f"on trial: undone in {answer['trial']:.0f} s, unless gateway confirm comes from a new connection")
     files = answer["files"]
     if files["open"] > FULL * files["limit"]:
         print(f"{files['open']} of {files['limit']} files are open: {REMEDY}")

@@ -15,7 +15,7 @@ ROWS = [
     {"protocol", "dns", "service", "uplink"},
     {"options"},
     {"catalog", "flows", "host", "ledger", "names", "prediction", "shortfall"},
-    {"plane"},
+    {"plane", "trial"},
     {"steering"},
     {"accounts"},
     {"box"},
