@@ -31,12 +31,13 @@ SOME_MAC = "00:00:5e:00:53:00"
 def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
     lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
-    judge: Judge | None = None,
+    judge: Judge | None = None, paused: Callable[[IP | None, str], str] = lambda source, mac: "",
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
     cgroup, shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of
     ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
-    the CO-RE programs are loaded. ``judge``: see ``explain``. Raises GatewayError."""
+    the CO-RE programs are loaded. ``judge``: see ``explain``. ``paused``: which pause a source (None: this
+    host) or its hardware address falls under. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -71,18 +72,25 @@ def predict(
     )
     found = explain(engine, compiled, query, steering=steering, judge=judge)
     if target.ip is not None and any(target.ip in prefix.network for prefix in lans):
-        found |= {
-            "rule": -1,
-            "action": "route",
-            "outbound": "",
-            "profile": None,
-            "verdict": "direct",
-            "where": "kernel",
-            "overruled": None,
-            "skipped": [],
-        }
-        found["text"] = [found["text"][0], "in the kernel: what goes into a LAN is not steered, whatever the rules say"]
+        _overrule(found, "what goes into a LAN is not steered", "")
+    elif why := paused(client if source is not None else None, device.mac if device is not None else ""):
+        _overrule(found, f"{why} (gateway resume)", engine.direct or "direct")
     return found
+
+
+def _overrule(found: dict[str, Any], why: str, outbound: str) -> None:
+    """Direct in the kernel, whatever was found."""
+    found |= {
+        "rule": -1,
+        "action": "route",
+        "outbound": outbound,
+        "profile": None,
+        "verdict": "direct",
+        "where": "kernel",
+        "overruled": None,
+        "skipped": [],
+    }
+    found["text"] = [found["text"][0], f"in the kernel: {why}, whatever the rules say"]
 
 
 def _device(request: dict[str, Any]) -> Device:

@@ -36,6 +36,7 @@ from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
 from gateway.names import Names, Wishes
 from gateway.options import GatewayOptions
+from gateway.pauses import Pauses
 from gateway.plane import Parts, Plane, made, start
 from gateway.prediction import kinds as kinds_of
 from gateway.protocol.tproxy.reply import Replies
@@ -98,6 +99,7 @@ class Kernel:
         self.problems: dict[str, str] = {}
         clock = plane.edge.loop.time
         self.names = Names(self.compiled, wishes(options), clock, partial(self._give_up, "learned names"))
+        self.pauses = Pauses(self._repause)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -168,10 +170,12 @@ class Kernel:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
         try:
             steerer.apply(self.steering, self._capture())
+            self.pauses.use(steerer)
             self._hold()
         except (KernelError, ValueError):
             steerer.close()
             self._steerer = self.names.steerer = None
+            self.pauses.use(None)
             raise
         self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, steerer, self._direct)
         self._teach()
@@ -198,8 +202,13 @@ class Kernel:
         return Capture(
             lans, inbound.port, port, one_armed=not options.uplinks, shared=shared, hints=hints or shared,
             dot=wanted.dot == "allow", doh=tuple(wanted.prefixes),
-            wans=tuple(uplink.interface for uplink in options.uplinks),
+            wans=tuple(uplink.interface for uplink in options.uplinks), paused=self.pauses.kinds,
         )  # fmt: skip
+
+    def _repause(self) -> None:
+        """Raises KernelError."""
+        if self._steerer is not None:
+            self._steerer.capture(self.steering, self._capture())
 
     @property
     def steering(self) -> Steering:
@@ -438,6 +447,7 @@ class Kernel:
         if self._steerer is not None:
             self._steerer.close()
             self._steerer = self.names.steerer = None
+            self.pauses.use(None)
         if "again" not in self._tasks:
             self._do("again", self._again)
 
@@ -466,6 +476,7 @@ class Kernel:
 
     async def stop(self) -> None:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
+        self.pauses.close()
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks.values():
@@ -510,7 +521,7 @@ class Kernel:
         mode, rules = self.compiled.mode, skipped(self._plane.router.engine, self.compiled)
         return {
             "steering": self._steerer is not None, "mode": mode, "skipped": rules, "refused": self.problems,
-            "names": self.names.tables(),
+            "names": self.names.tables(), "paused": self.pauses.shown(),
         }  # fmt: skip
 
 

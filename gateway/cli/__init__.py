@@ -26,7 +26,9 @@ COMMANDS = {
     "format": "print a configuration in canonical form",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",
+    "pause": "let new flows go directly for a while, all or one device's",
     "parity": "what is built of sing-box, row by row",
+    "resume": "end a pause",
     "version": "print the version",
 }
 

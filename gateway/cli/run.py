@@ -156,6 +156,12 @@ async def _run(arguments: argparse.Namespace, box: Box, trial: Trial | None) -> 
         one.confirm(request["peer"], bool(request.get("here")), max(made, box.changed))
         return {}
 
+    async def pause(request: dict[str, Any]) -> dict[str, Any]:
+        return box.pause(request)
+
+    async def resume(request: dict[str, Any]) -> dict[str, Any]:
+        return box.resume(request)
+
     changing = asyncio.Lock()  # what was read last is applied last
     waiting = False
 
@@ -186,6 +192,7 @@ async def _run(arguments: argparse.Namespace, box: Box, trial: Trial | None) -> 
 
     commands: dict[str, Handler] = {
         "status": status, "explain": explain, "flows": flows, "reload": reload, "confirm": confirm,
+        "pause": pause, "resume": resume,
     }  # fmt: skip
     control = Control(box.run, commands)
     await control.start()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
 from gateway.cli import instance
 from gateway.cli.flows import size
+from gateway.config.fields import Duration, format_duration
 from gateway.core.errors import GatewayError
 from gateway.kernel.probe import conflicts
 from gateway.kernel.probe.limits import FULL, REMEDY
@@ -48,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
     if "steering" in answer:
         print(f"steering: {'the kernel steers' if answer['steering'] else 'none, every flow of the LAN is direct'}")
+    for one in answer.get("paused", ()):
+        print(f"paused, so direct: {paused(one)}")
     if rules := answer.get("skipped"):
         print(f"mode {answer['mode']} skips, where an address rule decides and the name is not known:")
         for rule in rules:
@@ -70,6 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in hindered:
         print(f"{finding.name}: {finding.detail}{f' -> {finding.remedy}' if finding.remedy else ''}")
     return 0
+
+
+def paused(one: dict[str, Any]) -> str:
+    """A pause, for a person."""
+    device = f"{one['name']} ({one['device']})" if one["name"] else one["device"] or "everything"
+    left = "until gateway resume" if one["left"] is None else f"{format_duration(Duration(round(one['left'])))} left"
+    return f"{device}, {left}"
 
 
 def _reason(problem: str | None) -> str:
