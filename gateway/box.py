@@ -152,7 +152,7 @@ class Box:
             request = {**request, "mac": macs[-1]}
         lans, judge = lans_of(self.config), kernel.judge
         return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, self.plane.devices,
-                       judge, kernel.pauses.holds)  # fmt: skip
+                       judge, kernel.exempt)  # fmt: skip
 
     def pause(self, request: dict[str, Any]) -> dict[str, Any]:
         """New flows of ``device`` ("" = all) are direct, for ``seconds`` (None = until ``resume``). Raises

@@ -35,8 +35,8 @@ class Entry(NamedTuple):
 
 
 class Pauses:
-    """``changed`` is called when other rules are needed (``kinds``), before the elements of what ends are gone and
-    after those of what begins are there; it raises KernelError. Of one running loop."""
+    """Made in the running loop. ``changed`` is called when other rules are needed (``kinds``), before the elements of
+    what ends are gone and after those of what begins are there; it raises KernelError."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()

@@ -23,6 +23,8 @@ from gateway.route.program import Kind
 from gateway.route.ruleset.load import load_all
 
 Prefix = IPv4Interface | IPv6Interface
+Exempt = Callable[[IP | None, str, IP | None], str]
+"""Source (None: this host) and its hardware address, destination, to a reason; "" for none."""
 Names = Callable[[IP, IP], tuple[str, ...]]
 SOME_MAC = "00:00:5e:00:53:00"
 """Of a device of which only the name is told (RFC 7042: for documentation)."""
@@ -31,13 +33,13 @@ SOME_MAC = "00:00:5e:00:53:00"
 def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
     lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
-    judge: Judge | None = None, paused: Callable[[IP | None, str], str] = lambda source, mac: "",
+    judge: Judge | None = None, exempt: Exempt = lambda source, mac, target: "",
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
     cgroup, shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of
     ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
-    the CO-RE programs are loaded. ``judge``: see ``explain``. ``paused``: which pause a source (None: this
-    host) or its hardware address falls under. Raises GatewayError."""
+    the CO-RE programs are loaded. ``judge``: see ``explain``. ``exempt``: why a flow is direct whatever the
+    rules say. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -73,8 +75,8 @@ def predict(
     found = explain(engine, compiled, query, steering=steering, judge=judge)
     if target.ip is not None and any(target.ip in prefix.network for prefix in lans):
         _overrule(found, "what goes into a LAN is not steered", "")
-    elif why := paused(client if source is not None else None, device.mac if device is not None else ""):
-        _overrule(found, f"{why} (gateway resume)", engine.direct or "direct")
+    elif why := exempt(source and source.ip, device.mac if device is not None else "", target.ip):
+        _overrule(found, why, engine.direct or "direct")
     return found
 
 

@@ -21,6 +21,8 @@ from gateway.core.address import IP
 
 ESTABLISHED, LISTENS = "01", "0A"
 """Column ``st`` of /proc/net/tcp."""
+SERVERS = frozenset(("sshd", "sshd-session", "dropbear"))
+"""Names of the processes of which each serves one login connection, or waits for some."""
 DEPTH = 256
 """Processes between a caller and the first process of the system; who is further down has no login."""
 
@@ -126,13 +128,32 @@ def _end(text: str) -> tuple[IP, int]:
     return found.ipv4_mapped or found, int(port, 16)
 
 
-def peers(ports: frozenset[int], proc: Path = Path("/proc/self")) -> frozenset[IP]:
-    """Other hosts that have a connection to one of these ports of this host. Raises nothing."""
-    return frozenset(
-        row.peer
-        for _, row in _sockets(proc / "net")
-        if row.state == ESTABLISHED and row.port in ports and not row.peer.is_loopback and row.peer != row.local
-    )
+class Sessions:
+    """Other hosts that have a connection to a login server of this network namespace. Of one thread at a time."""
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._servers: frozenset[int] = frozenset()
+        self._peers: frozenset[IP] = frozenset()
+
+    def look(self) -> frozenset[IP]:
+        """As of now. Sockets are read where processes have come or gone: each connection has one. Raises nothing."""
+        servers = frozenset(self._find())
+        if servers != self._servers:
+            found = (_peer(pid, self._proc) for pid in servers)
+            self._servers, self._peers = servers, frozenset(ip for ip in found if ip is not None)
+        return self._peers
+
+    def _find(self) -> Iterator[int]:
+        home = self._namespace("self")
+        for name in os.listdir(self._proc):
+            if name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if (self._proc / name / "comm").read_text().strip() in SERVERS and self._namespace(name) == home:
+                        yield int(name)
+
+    def _namespace(self, name: str) -> int:
+        return os.stat(self._proc / name / "ns/net").st_ino
 
 
-__all__ = ["Login", "lineage", "login", "peers", "started"]
+__all__ = ["Login", "Sessions", "lineage", "login", "started"]

@@ -47,6 +47,7 @@ SOURCES: dict[str, Source] = {
     "wrk": Debian("wrk", ("wrk",)),
     "kea-dhcp4": Debian("kea-dhcp4-server", ("kea-dhcp4",)),
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
+    "sshd": Debian("openssh-server", ("sshd",)),
     "busybox": (_busybox := Debian("busybox", ("busybox",))),
     "unbound": Debian("unbound", ("unbound",)),
     "dig": Debian("bind9-dnsutils", ("dig",)),

@@ -14,7 +14,7 @@ ROWS = [
     {"transport", "route"},
     {"protocol", "dns", "service", "uplink"},
     {"options"},
-    {"catalog", "flows", "host", "ledger", "names", "pauses", "prediction", "shortfall"},
+    {"catalog", "flows", "host", "ledger", "logins", "names", "pauses", "prediction", "shortfall"},
     {"plane", "trial"},
     {"steering"},
     {"accounts"},

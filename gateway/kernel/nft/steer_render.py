@@ -283,6 +283,8 @@ def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[st
     if "all" in capture.paused:
         yield "goto to_direct"
         return
+    for name in capture.peers:
+        yield f"{'ip' if name == 'peers4' else 'ip6'} daddr @{name} goto to_direct"
     users = [
         f"{_range(str(first), str(last))} : goto {_class_name(steering, generation, number)}"
         for first, last, number in steering.users

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from ipaddress import ip_address
 from pathlib import Path
 
-from gateway.kernel.login import login, peers, started
+from gateway.kernel.login import Sessions, login, started
 
 LISTENER, SERVED, SHELL, CALLER = 100, 200, 201, 202
 PEER, HERE = "0B00A8C0", "0100A8C0"
@@ -109,12 +110,38 @@ def test_ipv6_and_mapped_addresses(tmp_path: Path) -> None:
     proc = house(tmp_path)
     proc.process(SERVED + 500, LISTENER, 70, 3)
     path = proc.written()
-    six = "  0: B80D0120000000000000000001000000:0016 B80D0120000000000000000002000000:C001 01 0 0 0 0 0 3 1"
-    mapped = "  1: 0000000000000000FFFF00000100A8C0:0016 0000000000000000FFFF00000C00A8C0:C002 01 0 0 0 0 0 4 1"
+    rows = {
+        "2001:db8::2": "B80D0120000000000000000001000000:0016 B80D0120000000000000000002000000:C001",
+        "192.168.0.12": "0000000000000000FFFF00000100A8C0:0016 0000000000000000FFFF00000C00A8C0:C002",
+    }
+    for peer, ends in rows.items():
+        for folder in path.iterdir():
+            (folder / "net/tcp6").write_text(f"head\n  0: {ends} 01 0 0 0 0 0 3 1\n")
+        found = login(SERVED + 500, path)
+        assert found is not None
+        assert found.peer == ip_address(peer)
+
+
+def test_peers_of_all_sessions(tmp_path: Path) -> None:
+    proc = house(tmp_path)
+    proc.process(700, LISTENER, 80, 9)
+    proc.process(701, LISTENER, 80, 10)
+    proc.process(702, 1, 80, 11, name="nginx")
+    proc.socket(9, f"{HERE}:0016", "0C00A8C0:C000", "01")
+    proc.socket(10, f"{HERE}:0016", "0D00A8C0:C000", "01")
+    proc.socket(11, f"{HERE}:0050", "0E00A8C0:C000", "01")
+    proc.socket(12, f"{HERE}:0050", "00000000:0000", "0A")
+    path = proc.written()
+    (path / "self").symlink_to(str(LISTENER))
     for folder in path.iterdir():
-        (folder / "net/tcp6").write_text(f"head\n{six}\n{mapped}\n")
-    found = login(SERVED + 500, path)
-    assert found is not None
-    assert found.peer == ip_address("2001:db8::2")
-    told = peers(frozenset({22}), path / str(CALLER))
-    assert told == {ip_address(text) for text in ("192.168.0.11", "2001:db8::2", "192.168.0.12")}
+        if folder.name != "self":
+            (folder / "comm").write_text("nginx\n" if folder.name == "702" else "sshd\n")
+            (folder / "ns").mkdir()
+            home = path / "net0"
+            home.touch()
+            (folder / "ns/net").symlink_to(path / "net1" if folder.name == "701" else home)
+    (path / "net1").touch()
+    sessions = Sessions(path)
+    assert sessions.look() == {ip_address("192.168.0.11"), ip_address("192.168.0.12")}
+    shutil.rmtree(path / "700")
+    assert sessions.look() == {ip_address("192.168.0.11")}

@@ -258,3 +258,11 @@ def test_everything_paused():
     text = "\n".join(rules_of(objects(plan, capture, 1).fixed, found))
     assert text.splitlines()[:2] == ["flush chain inet gateway refused", "add rule inet gateway refused goto to_direct"]
     assert "flush chain inet gateway forwarded" not in text
+
+
+def test_what_goes_to_who_is_logged_in_is_direct_before_any_rule():
+    plan = steering(profile(), local=((3, 0),))
+    found = fixed(plan, replace(CAPTURE, peers=("peers4", "peers6")), 1)
+    to = ("ip daddr @peers4 goto to_direct", "ip6 daddr @peers6 goto to_direct")
+    assert found["local"] == ("oifname @lans accept", *to, *objects(plan, CAPTURE, 1).fixed["local"][1:])
+    assert all("@peers" not in rule for name, rules in found.items() if name != "local" for rule in rules)
