@@ -15,8 +15,10 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -159,7 +161,9 @@ def _remember(run: Path) -> None:
 
 
 def _followers() -> list[str]:
-    return [str(path.relative_to(sysctl.ROOT)) for pattern in FOLLOWERS for path in sysctl.ROOT.glob(pattern)]
+    """Those of all interfaces first: they change the others."""
+    found = [str(path.relative_to(sysctl.ROOT)) for pattern in FOLLOWERS for path in sysctl.ROOT.glob(pattern)]
+    return sorted(found, key=lambda name: "/all/" not in name)
 
 
 async def finish(run: Path) -> list[str]:
@@ -182,10 +186,11 @@ async def rollback(run: Path) -> list[str]:
     todo: dict[str, journal.Executor] = {**executors(), "nft": lambda step: None}  # as a whole, below
     if served.is_dir():
         todo["process"] = lambda step: None if step.get("argument") == argument else daemon.undo(step)
+    followed = _followed(journal.read(folder / NAME))
     failed = await journal.replay(folder / NAME, todo)
     parts: tuple[tuple[str, Callable[[], list[str] | None]], ...] = (
         ("table gateway_base", lambda: _tables((folder / "base.nft").read_text())),
-        ("network", lambda: _network(folder / "network.json")),
+        ("network", lambda: _network(folder / "network.json", followed)),
         ("sysctls", lambda: _follow(settings["followers"])),
         ("dnsmasq", lambda: _serve(run, served) if served.is_dir() else None),
     )
@@ -218,9 +223,20 @@ def _tables(before: str) -> None:
         base.restore(library, before)
 
 
-def _network(path: Path) -> list[str]:
+def _network(path: Path, followed: list[int]) -> list[str]:
     at, before = stood.load(path)
+    stood.take_away(before, followed)
     return stood.put_back(before, boottime() - at)
+
+
+def _followed(steps: list[journal.Step]) -> list[int]:
+    """Interfaces whose router advertisements were followed for the trial's sake."""
+    found = []
+    for step in steps:
+        name = re.fullmatch(r"net/ipv6/conf/([^/]+)/accept_ra", str(step.get("name", "")))
+        with contextlib.suppress(OSError):  # it is gone
+            found += [socket.if_nametoindex(name[1])] if name else []
+    return found
 
 
 def _follow(values: dict[str, str]) -> None:
@@ -270,9 +286,9 @@ def main(run: Path, where: str) -> int:
         try:
             claim = Claim(run)
             break
-        except Claimed:  # somebody undoes it already
-            if time.monotonic() > until:
-                raise
+        except Claimed:  # somebody undoes it already, or has begun anew after that
+            if time.monotonic() > until or not (run / TRIAL).is_dir():
+                return 0
             time.sleep(0.1)
     failed: list[str] = []
     try:

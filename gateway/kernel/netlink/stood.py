@@ -2,7 +2,8 @@
 
 The journal undoes what we have made. This puts back what went away meanwhile: what was ours before and was taken off,
 what the kernel let go of by itself (routes through an address that went, the IPv6 default route of a host that became a
-router), what stood on links that were taken over. Nothing is ever deleted here.
+router), what stood on links that were taken over. The only thing that is taken away is what router advertisements have
+brought to links where they were not followed before.
 
 What stands again by itself is not written: each is compared with what is there. Left out are the table ``local``, which
 is the kernel's, and routes that it has cloned. Wire formats: linux/rtnetlink.h, linux/if_addr.h, linux/fib_rules.h.
@@ -10,13 +11,15 @@ is the kernel's, and routes that it has cloned. Wire formats: linux/rtnetlink.h,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import socket
 import struct
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +35,16 @@ HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
 FIXED = {NEW_ADDRESS: 8, NEW_ROUTE: 12, NEW_RULE: 12}
 """Bytes of struct ifaddrmsg, rtmsg, fib_rule_hdr."""
-EXCL, APPEND = 0x200, 0x800
-IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO = 1, 2, 6
+REPLACE, EXCL, APPEND = 0x100, 0x200, 0x800
+IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS, IFA_RT_PRIORITY, IFA_PROTO = 1, 2, 6, 8, 9, 11
+SET_FLAGS = 0x02 | 0x10 | 0x100 | 0x200 | 0x400
+"""Flags that whoever makes an address gives it: no detection of others that have it, home address, the parent of
+temporary ones, no route to its prefix, joined groups."""
+PERMANENT = 0x80
+ANNOUNCED = b"\2"
+"""IFAPROT_KERNEL_RA (Linux 5.18)."""
+BY_KERNEL, BY_ADVERTISEMENT = 2, 9
+"""rtm_protocol."""
 RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_CACHEINFO, RTA_VIA, RTA_EXPIRES, RTA_NH_ID = 4, 5, 9, 12, 18, 23, 30
 BY_NEXTHOP = frozenset((RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA))
 """The kernel shows them of a route to a nexthop object, and takes only the object."""
@@ -88,16 +99,54 @@ def put_back(before: Iterable[Message], elapsed: float) -> list[str]:
     for kind in KINDS:
         # Twice: a route may go through a gateway that a later one leads to.
         for last in (False, True):
-            there = {identity(message) for message in take()}
-            missing = [one for one in wanted if one.kind == kind and identity(one) not in there]
+            there = {identity(message): state(message) for message in take()}
+            missing = [one for one in wanted if one.kind == kind and there.get(identity(one)) != state(one)]
             with _socket() as sock:
-                for message in sorted(missing, key=_order):
+                for message in _ordered(missing):
                     error = _write(sock, message, elapsed)
                     if error and error != errno.EEXIST and last:
                         failed.append(f"{NAMES[kind]} {message.body.hex()}: {os.strerror(error)}")
             if not missing:
                 break
     return failed
+
+
+def state(message: Message) -> tuple[int, bytes, bytes]:
+    """What is put back of an address that is there: flags, who made it, the metric of its route."""
+    kind, body = message
+    if kind != NEW_ADDRESS:
+        return 0, b"", b""
+    parts = dict(attributes(body[FIXED[kind] :]))
+    (flags,) = struct.unpack("=I", parts.get(IFA_FLAGS, b"\0\0\0\0"))
+    return flags & SET_FLAGS, parts.get(IFA_PROTO, b"\0"), parts.get(IFA_RT_PRIORITY, b"")
+
+
+def take_away(before: Iterable[Message], links: Collection[int]) -> None:
+    """What router advertisements have brought to these interfaces (numbers) since ``before``. Raises KernelError where
+    the kernel cannot be asked."""
+    known = {identity(message) for message in before}
+    found = [one for one in take() if _announced(one) in links and identity(one) not in known]
+    with _socket() as sock:
+        # An address takes its prefix's route along.
+        for message in sorted(found, key=lambda one: one.kind == NEW_ADDRESS):
+            with contextlib.suppress(OSError):
+                _ask(sock, message.kind + 1, ACK, clean(message, 0.0), lambda _: None)
+
+
+def _announced(message: Message) -> int:
+    """The interface of an address or a route that a router advertisement has made; 0 for any other."""
+    kind, body = message
+    if kind == NEW_RULE or body[0] != socket.AF_INET6:
+        return 0
+    parts = dict(attributes(body[FIXED[kind] :]))
+    if kind == NEW_ADDRESS:
+        passing = not struct.unpack("=I", parts.get(IFA_FLAGS, b"\0\0\0\0"))[0] & PERMANENT
+        made = passing or parts.get(IFA_PROTO) == ANNOUNCED
+        return int(struct.unpack_from("=I", body, 4)[0]) if made else 0
+    cache = parts.get(RTA_CACHEINFO, b"")
+    ends = len(cache) >= 16 and struct.unpack_from("=3Ii", cache)[3] > 0
+    made = body[5] == BY_ADVERTISEMENT or (body[5] == BY_KERNEL and ends)
+    return int.from_bytes(parts.get(RTA_OIF, b""), sys.byteorder) if made else 0
 
 
 def identity(message: Message) -> tuple[int, bytes]:
@@ -162,6 +211,13 @@ def _wanted(message: Message) -> bool:
         return True
     (flags,) = struct.unpack_from("=I", message.body, 8)
     return message.body[4] != TABLE_LOCAL and not flags & CLONED
+
+
+def _ordered(messages: list[Message]) -> list[Message]:
+    """As they have to be written to stand in the order in which they stood: the kernel lists IPv6 addresses of an
+    interface from the last one to the first."""
+    four = [one for one in messages if one.kind != NEW_ADDRESS or one.body[0] == socket.AF_INET]
+    return sorted(four, key=_order) + [one for one in reversed(messages) if one not in four]
 
 
 def _order(message: Message) -> tuple[bool, int]:
@@ -229,7 +285,8 @@ def _dump(sock: socket.socket, kind: int, family: int) -> list[Message]:
 
 def _write(sock: socket.socket, message: Message, elapsed: float) -> int:
     # IPv4 routes of one prefix stand in the order in which they came; of IPv6 APPEND would make one with several ways.
-    more = EXCL if message.kind != NEW_ROUTE else APPEND if message.body[0] == socket.AF_INET else 0
+    route = APPEND if message.body[0] == socket.AF_INET else 0
+    more = {NEW_ADDRESS: REPLACE, NEW_RULE: EXCL, NEW_ROUTE: route}[message.kind]
     try:
         return _ask(sock, message.kind, ACK | CREATE | more, clean(message, elapsed), lambda _: None)
     except OSError as error:

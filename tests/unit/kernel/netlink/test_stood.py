@@ -10,10 +10,13 @@ from gateway.kernel.netlink.stood import (
     FOREVER,
     IFA_ADDRESS,
     IFA_CACHEINFO,
+    IFA_FLAGS,
     IFA_LOCAL,
+    IFA_PROTO,
     NEW_ADDRESS,
     NEW_ROUTE,
     NEW_RULE,
+    PERMANENT,
     RTA_CACHEINFO,
     RTA_EXPIRES,
     RTA_GATEWAY,
@@ -80,6 +83,31 @@ def test_a_rule_keeps_its_not() -> None:
     head = struct.pack("=8B", 2, 0, 0, 0, 254, 0, 0, 1)
     shown = Message(NEW_RULE, head + struct.pack("=I", 0x2 | 0x8) + attribute(6, b"\1\0\0\0"))
     assert clean(shown, 0.0) == head + struct.pack("=I", 0x2) + attribute(6, b"\1\0\0\0")
+
+
+def test_what_router_advertisements_have_made() -> None:
+    """Addresses and routes of IPv6 that they brought, by their interface; no others."""
+    out, ends = (
+        attribute(RTA_OIF, b"\3\0\0\0"),
+        attribute(RTA_CACHEINFO, struct.pack("=3Ii4I", 0, 0, 0, 3000, 0, 0, 0, 0)),
+    )
+
+    def six(protocol: int, *parts: bytes) -> Message:
+        return Message(NEW_ROUTE, struct.pack("=8BI", 10, 64, 0, 0, 254, protocol, 0, 1, 0) + b"".join(parts))
+
+    def inside(flags: int, *parts: bytes) -> Message:
+        head = struct.pack("=BBBBI", 10, 64, 0, 0, 3) + attribute(IFA_ADDRESS, bytes(16))
+        return Message(NEW_ADDRESS, head + attribute(IFA_FLAGS, struct.pack("=I", flags)) + b"".join(parts))
+
+    def announced(message: Message) -> int:
+        return stood._announced(message)
+
+    assert [announced(one) for one in (six(9, out), six(2, out, ends))] == [3, 3]
+    assert [announced(one) for one in (six(2, out), six(3, out, ends), route(0, out, ends))] == [0, 0, 0]
+    assert announced(inside(0)) == 3
+    assert announced(inside(PERMANENT, attribute(IFA_PROTO, b"\2"))) == 3
+    assert announced(inside(PERMANENT, attribute(IFA_PROTO, b"\3"))) == 0
+    assert announced(address(100, 50)) == 0
 
 
 def test_attributes_end_where_a_length_is_wrong() -> None:
