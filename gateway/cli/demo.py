@@ -31,6 +31,8 @@ SABOTAGES = {
     "all-direct": "no rule is left",
     "all-proxied": "no rule is left, and what is left goes through the proxy",
     "no-dns-capture": "the LAN's name queries pass",
+    "confirmed": "somebody at the machine confirms a trial that has locked others out",
+    "not-paused": "what should be paused is not",
 }
 
 

@@ -32,6 +32,7 @@ from gateway.lab.own import (
     proxied_by_process,
     proxied_by_user,
 )
+from gateway.lab.safety import pause, trial_rolls_back
 from gateway.lab.stage import FORWARDED, FORWARDED_UDP, Stage
 from gateway.lab.wan import late_uplink, lease, renew, wan_closed
 
@@ -257,7 +258,9 @@ CHECKS: dict[str, Check] = {
     "own-ssh-kept": own_ssh_kept,
     "foreign-marks-kept": foreign_marks_kept,
     "tun-lan-wide": tun_lan_wide,
+    "trial-rolls-back": trial_rolls_back,
     "wan-closed": wan_closed,
+    "pause": pause,
     "reload-keeps-flows": reload_keeps_flows,
     "renew": renew,
     "fails-closed": fails_closed,

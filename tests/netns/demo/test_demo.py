@@ -19,11 +19,13 @@ OWN = {
 DIRECT = {"direct-by-ip", "direct-by-domain", "direct-quic", "ipv6-direct", "quic-handed-back"}
 BOTH = OWN | {"shared-address-conflict", "direct-by-mac"}
 """Of one who is proxied and one who is direct."""
-PREDICTED = PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
+PREDICTED = PROXIED | DIRECT | BOTH | {
+    "blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open", "pause",
+}  # fmt: skip
 """Checks of flows that the rules decide."""
 EVERY = PREDICTED | {
     "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "hairpin-udp", "own-ssh-kept", "tun-lan-wide",
-    "wan-closed", "fails-closed", "renew", "clean-stop",
+    "wan-closed", "fails-closed", "renew", "trial-rolls-back", "clean-stop",
 }  # fmt: skip
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("demo")]
@@ -57,7 +59,10 @@ def test_everything_holds() -> None:
         ("no-gateway", EVERY),
         ("open-wan", {"wan-closed"}),
         # SIGKILL: the UDP socket was to be proxied before. Handed back: nothing is sniffed.
-        ("all-direct", PROXIED | BOTH | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open"}),
+        (
+            "all-direct",
+            PROXIED | BOTH | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open", "pause"},
+        ),
         # The second router's flows, and those that were to outlive us, go through the proxy too.
         ("all-proxied", DIRECT | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
         # What the kernel cannot tell goes to userspace, which asks /proc: who is proxied still is, but no flow of the
@@ -77,6 +82,8 @@ def test_everything_holds() -> None:
         ("no-auto-route", {"tun-lan-wide"}),
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", {"dns-intercepted", "direct-by-domain"}),
+        ("confirmed", {"trial-rolls-back"}),
+        ("not-paused", {"pause"}),
     ],
 )
 def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:
