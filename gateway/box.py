@@ -26,6 +26,7 @@ from gateway.host import Host, undo
 from gateway.kernel import descriptors, mark
 from gateway.kernel.journal import Journal
 from gateway.options import GatewayOptions
+from gateway.pauses import ALL, identify
 from gateway.plane import NoLeases, Plane
 from gateway.prediction import lans_of, offline, predict
 from gateway.route.options import RouteConfig, RuleSetOptions
@@ -182,6 +183,13 @@ class Box:
         assert journal is not None
         journal.record(step)
 
+    @property
+    def changed(self) -> float:
+        """When it last changed something of the host that it had not changed before, in seconds of CLOCK_BOOTTIME; 0
+        never."""
+        journal = self._journal if self.host is None else self.host.journal
+        return 0.0 if journal is None else journal.changed
+
     async def stop(self) -> None:
         """End our part, however far ``start`` came; the plain router stands. After a reload that is at work."""
         self._stopping = True
@@ -247,7 +255,32 @@ class Box:
             request = {**request, "mac": macs[-1]}
         lans, judge = lans_of(self.config), kernel.judge
         return predict(engine, kernel.compiled, request, names, kernel.tag, lans, kernel.steering, self.plane.devices,
-                       judge, missing)  # fmt: skip
+                       judge, missing, kernel.exempt)  # fmt: skip
+
+    def pause(self, request: dict[str, Any]) -> dict[str, Any]:
+        """New flows of ``device`` ("" = all) are direct, for ``seconds`` (None = until ``resume``). Raises
+        GatewayError."""
+        seconds = request.get("seconds")
+        if seconds is not None and not isinstance(seconds, int | float):
+            raise GatewayError("seconds are a number")
+        kernel, (device, name) = self._steers(), self._device(request)
+        kernel.pauses.pause(device, name, seconds)
+        return {"device": device, "name": name}
+
+    def resume(self, request: dict[str, Any]) -> dict[str, Any]:
+        """End the pause of ``device``, or all of them. Raises GatewayError."""
+        kernel, (device, name) = self._steers(), self._device(request)
+        kernel.pauses.resume(device or None)
+        return {"device": device, "name": name}
+
+    def _steers(self) -> Kernel:
+        if self.kernel is None:
+            raise GatewayError('nothing is steered here: the configuration has no "gateway" object')
+        return self.kernel
+
+    def _device(self, request: dict[str, Any]) -> tuple[str, str]:
+        text = str(request.get("device") or "")
+        return identify(text, dict(self.plane.leases.hostnames())) if text else (ALL, "")
 
     async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
         """What ``gateway flows`` shows: totals where ``by`` is asked for, else what runs. Raises GatewayError."""

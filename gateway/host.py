@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -280,23 +280,28 @@ def base_plan(options: GatewayOptions) -> Base:
     )
 
 
+def executors() -> dict[str, journal.Executor]:
+    """Who undoes a step, by its kind."""
+    network = dict.fromkeys(("address", "route", "rule", "link", "sysctl"), undo_network)
+    return {**network, "nft": base.undo, "process": undo_process}
+
+
 async def undo(run: Path) -> list[str]:
     """Undo everything that the instance's journal holds. Returns what could not be undone, a line each; the journal
     then stays."""
-    network = dict.fromkeys(("address", "route", "rule", "link", "sysctl"), undo_network)
-    failed = await journal.replay(run / "undo.jsonl", {**network, "nft": base.undo, "process": undo_process})
+    failed = await journal.replay(run / "undo.jsonl", executors())
     # Its reaper may have been killed with it; they would outlive the table that keeps them in.
     with contextlib.suppress(KernelError):
         conntrack.delete_userspace()
     return failed
 
 
-async def down(run: Path) -> list[str]:
-    """As ``undo``, and remove its run folder; that stays too where something could not be undone. Raises Claimed where
-    it runs."""
+async def down(run: Path, first: Callable[[Path], Awaitable[list[str]]]) -> list[str]:
+    """As ``undo``, after what ``first`` undoes, and remove its run folder; that stays too where something could not be
+    undone. Raises Claimed where it runs."""
     claim, forget = Claim(run), False
     try:
-        failed = await undo(run)
+        failed = await first(run) + await undo(run)
         forget = not failed
     finally:
         claim.release(forget=forget)

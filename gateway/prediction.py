@@ -24,6 +24,8 @@ from gateway.route.program import Kind
 from gateway.route.ruleset.load import Copies, load_all, no_copies
 
 Prefix = IPv4Interface | IPv6Interface
+Exempt = Callable[[IP | None, str, IP | None], str]
+"""Source (None: this host) and its hardware address, destination, to a reason; "" for none."""
 Names = Callable[[IP, IP], tuple[str, ...]]
 SOME_MAC = "00:00:5e:00:53:00"
 """Of a device of which only the name is told (RFC 7042: for documentation)."""
@@ -32,13 +34,13 @@ SOME_MAC = "00:00:5e:00:53:00"
 def predict(
     engine: Engine, compiled: Compiled, request: dict[str, Any], names: Names, inbound: str,
     lans: Sequence[Prefix] = (), steering: Steering | None = None, devices: Devices | None = None,
-    judge: Judge | None = None, missing: Sequence[str] = (),
+    judge: Judge | None = None, missing: Sequence[str] = (), exempt: Exempt = lambda source, mac, target: "",
 ) -> dict[str, Any]:  # fmt: skip
     """Answer ``request``: destination, port, network, source, mac, interface, hostname, process, uid, user, gids,
     cgroup, shown. ``devices`` knows what a source is of which the request does not tell that. What goes into one of
     ``lans`` is never steered. ``steering``: what is in force in the kernel; None = the whole of ``compiled``, as where
-    the CO-RE programs are loaded. ``judge``: see ``explain``. ``missing``: tags of rule
-    sets that match nothing as there is no copy of them. Raises GatewayError."""
+    the CO-RE programs are loaded. ``judge``: see ``explain``. ``missing``: tags of rule sets that match nothing: there
+    is no copy of them. ``exempt``: why a flow is direct whatever the rules say. Raises GatewayError."""
     try:
         target = Address.of(str(request["destination"]), int(request["port"]))
         source = Address.of(str(request["source"]), 0) if request.get("source") else None
@@ -76,18 +78,25 @@ def predict(
     found["missing"] = [tag for tag in missing if tag in asked]
     found["text"] += [f'rule set "{tag}" has no copy yet: it matches nothing' for tag in found["missing"]]
     if target.ip is not None and any(target.ip in prefix.network for prefix in lans):
-        found |= {
-            "rule": -1,
-            "action": "route",
-            "outbound": "",
-            "profile": None,
-            "verdict": "direct",
-            "where": "kernel",
-            "overruled": None,
-            "skipped": [],
-        }
-        found["text"] = [found["text"][0], "in the kernel: what goes into a LAN is not steered, whatever the rules say"]
+        _overrule(found, "what goes into a LAN is not steered", "")
+    elif why := exempt(source and source.ip, device.mac if device is not None else "", target.ip):
+        _overrule(found, why, engine.direct or "direct")
     return found
+
+
+def _overrule(found: dict[str, Any], why: str, outbound: str) -> None:
+    """Direct in the kernel, whatever was found."""
+    found |= {
+        "rule": -1,
+        "action": "route",
+        "outbound": outbound,
+        "profile": None,
+        "verdict": "direct",
+        "where": "kernel",
+        "overruled": None,
+        "skipped": [],
+    }
+    found["text"] = [found["text"][0], f"in the kernel: {why}, whatever the rules say"]
 
 
 def _device(request: dict[str, Any]) -> Device:

@@ -34,8 +34,10 @@ from gateway.kernel.owner import forget_names
 from gateway.kernel.plan import Capture, Steering, Verdict, by_user, refuses
 from gateway.kernel.sockopt import is_local, sockaddr
 from gateway.kernel.steer import Steerer
+from gateway.logins import Logins
 from gateway.names import Names, Wishes
 from gateway.options import GatewayOptions
+from gateway.pauses import Pauses
 from gateway.plane import Parts, Plane, made, start
 from gateway.prediction import fake_networks
 from gateway.prediction import kinds as kinds_of
@@ -43,6 +45,7 @@ from gateway.protocol.tproxy.reply import Replies
 from gateway.route.compile import Compiled, Inputs, compile_rules
 from gateway.route.engine import Decision
 from gateway.route.explain import Query, skipped
+from gateway.route.mention import names_address
 from gateway.route.program import Kind
 from gateway.uplink.leases import PAUSE
 
@@ -54,6 +57,8 @@ BEAT = 1.0
 """Seconds between two signs of life."""
 PUT_OFF = 2
 """Seconds that the kernel begins no flow in userspace for a device that holds too many, unless it is told again."""
+LOGINS = 5.0
+"""Seconds between looks for logins."""
 AGAIN = 2.0
 """Seconds after which steering begins again that the kernel has refused; twice as many after each further refusal."""
 LATEST = 64.0
@@ -108,6 +113,8 @@ class Kernel:
         self.problems: dict[str, str] = {}
         clock = plane.edge.loop.time
         self.names = Names(self.compiled, wishes(options), clock, partial(self._give_up, "learned names"))
+        self.pauses = Pauses(self._recapture)
+        self.logins = Logins(self._named, self._recapture)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -160,6 +167,7 @@ class Kernel:
         # As late as can be: what it holds decides until our own does. But before our programs mark a socket.
         await self._host.dismiss()
         self._mark_processes()
+        self.logins.heard(self.logins.look())
         try:
             await self._host.netlink.steer()
             self._begin()
@@ -171,6 +179,7 @@ class Kernel:
         self._watch(self._plane.parts, None)
         self._expire()
         self._look_at_leases()
+        self._look_at_logins()
         self._beat()
 
     def _begin(self) -> None:
@@ -180,10 +189,14 @@ class Kernel:
             self.problems["owner"] = "the kernel knows no owners of tables (Linux 5.12): others may change ours"
         try:
             steerer.apply(self.steering, self._capture())
+            self.pauses.use(steerer)
+            self.logins.use(steerer)
             self._hold()
         except (KernelError, ValueError):
             steerer.close()
             self._steerer = self.names.steerer = None
+            self.pauses.use(None)
+            self.logins.use(None)
             raise
         self._back = self._plane.router.sessions.kernel = HandBack(self._plane.wiring, steerer, self._direct)
         self._teach()
@@ -210,8 +223,24 @@ class Kernel:
         return Capture(
             lans, inbound.port, port, one_armed=not options.uplinks, shared=shared, hints=hints or shared,
             dot=wanted.dot == "allow", doh=tuple(wanted.prefixes),
-            wans=tuple(uplink.interface for uplink in options.uplinks),
+            wans=tuple(uplink.interface for uplink in options.uplinks), paused=self.pauses.kinds,
+            peers=self.logins.kinds,
         )  # fmt: skip
+
+    def _recapture(self) -> None:
+        """What is paused, and whose logins run, has changed. Raises KernelError."""
+        if self._steerer is not None:
+            self._steerer.capture(self.steering, self._capture())
+
+    def _named(self, address: IP) -> bool:
+        return names_address(self._plane.parts.engine.rules, address)
+
+    def exempt(self, source: IP | None, mac: str, target: IP | None) -> str:
+        """See ``prediction.Exempt``."""
+        if told := self.pauses.holds(source, mac):
+            return f"{told} (gateway resume)"
+        login = source is None and target is not None and target in self.logins.peers
+        return "a login from there runs on this host, and no rule names the address" if login else ""
 
     @property
     def steering(self) -> Steering:
@@ -369,6 +398,18 @@ class Kernel:
         if self._state.hostnames or self._plane.parts.engine.hostnames:
             self._switched()
 
+    def _look_at_logins(self) -> None:
+        self._timers["logins"] = self._plane.edge.loop.call_later(LOGINS, self._look_at_logins)
+        if "logins" not in self._tasks:
+            self._do("logins", self._hear_of_logins)
+
+    async def _hear_of_logins(self) -> None:
+        peers = await asyncio.to_thread(self.logins.look)
+        try:
+            self.logins.heard(peers)
+        except KernelError as error:  # and again with the next look
+            log.warning("logins: %s", error)
+
     # -- names
 
     def _decided(self, flow: Flow, findings: Findings, decision: Decision) -> None:
@@ -452,6 +493,8 @@ class Kernel:
         if self._steerer is not None:
             self._steerer.close()
             self._steerer = self.names.steerer = None
+            self.pauses.use(None)
+            self.logins.use(None)
         if "again" not in self._tasks:
             self._do("again", self._again)
 
@@ -480,6 +523,7 @@ class Kernel:
 
     async def stop(self) -> None:
         """Steering ends first, so that no flow is sent to a listener that is gone."""
+        self.pauses.close()
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks.values():
@@ -524,7 +568,7 @@ class Kernel:
         mode, rules = self.compiled.mode, skipped(self._plane.router.engine, self.compiled)
         return {
             "steering": self._steerer is not None, "mode": mode, "skipped": rules, "refused": self.problems,
-            "names": self.names.tables(),
+            "names": self.names.tables(), "paused": self.pauses.shown(),
         }  # fmt: skip
 
 

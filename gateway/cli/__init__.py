@@ -1,7 +1,8 @@
 """The command line: one file for each command, imported when it is called for.
 
 A command file has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments) -> int``; its name is the
-command's, with ``_`` for ``-``. Exit status: 0 done, 1 the user can mend it (one line on standard error), 2 usage.
+command's, with ``_`` for ``-``. Exit status: 0 done, 1 the user can mend it (one line on standard error), 2 usage;
+``run`` has 3, a trial that was undone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ COMMANDS = {
     "down": "stop a gateway and undo everything that it made on this host",
     "run": "run the gateway",
     "status": "what the running gateway says of itself",
+    "confirm": "keep what a gateway on trial has made (run --trial)",
     "check": "judge a configuration without starting it",
     "demo": "a home network in namespaces, routed before your eyes",
     "devices": "the devices of the LANs, by their leases",
@@ -27,10 +29,12 @@ COMMANDS = {
     "groups": "the groups of outbounds, and the member that each uses",
     "lab": "a home network in namespaces, to play in",
     "merge": "join several configuration files into one",
+    "pause": "let new flows go directly for a while, all or one device's",
     "parity": "what is built of sing-box, row by row",
     "reload": "apply the changed configuration of a gateway that runs",
     "select": "let a selector use another member",
     "urltest": "let a group probe its members now",
+    "resume": "end a pause",
     "version": "print the version",
 }
 

@@ -35,6 +35,8 @@ SABOTAGES = {
     "one-member": "the group of outbounds has no member but the one that dies",
     "no-dns-capture": "the LAN's name queries pass",
     "wrong-server-name": "servers in TLS are asked for under a name that they do not have",
+    "confirmed": "somebody at the machine confirms a trial that has locked others out",
+    "not-paused": "what should be paused is not",
 }
 
 

@@ -29,6 +29,7 @@ from gateway.kernel.probe import Finding, probe
 from gateway.kernel.probe.ruleset import standing
 from gateway.service.claim import Claimed
 from gateway.service.control import alive, ask, listener
+from gateway.trial import finish
 from gateway.uplink import owner, watch
 
 ANSWER = 3.0
@@ -161,7 +162,7 @@ def repair(run: Path, as_json: bool = False) -> int:
             done[folder.name] = "of an earlier boot: forgotten"
         else:
             try:
-                left = asyncio.run(down(folder))
+                left = asyncio.run(down(folder, finish))
             except Claimed:
                 done[folder.name] = "runs: let be"
                 continue

@@ -16,6 +16,7 @@ from gateway.host import down
 from gateway.kernel import journal
 from gateway.service.claim import Claimed
 from gateway.service.control import listener
+from gateway.trial import finish
 
 PAUSE = 0.1
 """Seconds between two looks whether it can be undone."""
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"gateway down: it still runs, and process {process} does not end", file=sys.stderr)
             return 1
         try:
-            failed = asyncio.run(down(folder))
+            failed = asyncio.run(down(folder, finish))
             break
         except Claimed:  # it begins just now, or somebody else undoes it
             if time.monotonic() > late:

@@ -1,6 +1,7 @@
 """``gateway run``: the gateway itself, until SIGTERM or SIGINT; SIGHUP applies a changed configuration.
 
-Exit status ``REFUSED`` where the configuration is wrong: starting again mends nothing.
+Exit status ``REFUSED`` where the configuration is wrong: starting again mends nothing. With ``--trial`` it
+undoes all it has made, and ends with 3, unless ``gateway confirm`` comes in time.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from gateway.core.errors import ConfigError, GatewayError
 from gateway.host import undo
 from gateway.kernel import descriptors, journal
 from gateway.service.claim import Claim
-from gateway.service.control import Control
+from gateway.service.control import Control, Handler
 from gateway.service.notify import Notifier
+from gateway.trial import LEAST, MOST, SECONDS, UNCONFIRMED, Trial, finish
+from gateway.uplink.clock import boottime
 
 REFUSED = 78
 """EX_CONFIG of sysexits.h."""
@@ -39,6 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="no BPF and no optional library; says what that takes on disk and in memory",
     )
+    parser.add_argument(
+        "--trial", nargs="?", type=seconds, const=SECONDS, metavar="SECONDS",
+        help=f"undo everything, unless gateway confirm comes within so many seconds ({SECONDS}); exit status 3 then",
+    )  # fmt: skip
+
+
+def seconds(text: str) -> int:
+    """Of a trial. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or not LEAST <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"whole seconds, {LEAST} to {MOST}")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,6 +90,12 @@ def handler(config: Config) -> logging.Handler:
         raise ConfigError(f"{error.filename}: {error.strerror}", "log.output") from error
 
 
+def log_file(config: Config) -> str:
+    """Where another process may write to the log too; "" is standard error."""
+    output = config.log.output
+    return "" if output in ("", "stderr") else str(config.directory / output)
+
+
 def logs(config: Config, where: logging.Handler) -> None:
     """Logging as the ``log`` object asks."""
     options = config.log
@@ -95,16 +115,23 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     folder, state = instance.folders(arguments)
     notifier = Notifier()
     claim, forget = Claim(folder, alone=config.gateway is not None), False
-    stands = bool(journal.read(folder / "undo.jsonl"))
+    trial: Trial | None = None
+    stands = True
     try:
+        if await finish(folder):
+            raise GatewayError("what an earlier trial left cannot be undone: see the log, and gateway down")
+        stands = bool(journal.read(folder / "undo.jsonl"))
+        trial = None if arguments.trial is None else Trial(folder, arguments.trial, log_file(config))
         try:
             box = Box(config, folder, state, notifier.patience)
             try:
-                await _run(arguments, box, notifier)
+                await _run(arguments, box, notifier, trial)
             finally:
                 stands = stands or box.state == "running"
         finally:
-            if not stands and (folder / "undo.jsonl").exists():
+            if trial is not None and not trial.confirmed:
+                forget = not await trial.undo() and not (folder / "undo.jsonl").exists()
+            elif not stands and (folder / "undo.jsonl").exists():
                 forget = not await undo(folder)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -112,33 +139,31 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     finally:
         claim.release(forget=forget)
         notifier.close()
-    return 0
+    if trial is None or trial.confirmed:
+        return 0
+    return UNCONFIRMED if not (folder / "trial").exists() else 1
 
 
-async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> None:
+async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier, trial: Trial | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
-    async def status(_: dict[str, Any]) -> dict[str, Any]:
-        return box.status()
+    def on_trial() -> Trial | None:
+        return None if trial is None or trial.confirmed else trial
 
-    async def explain(request: dict[str, Any]) -> dict[str, Any]:
-        return box.explain(request)
+    def status(_: dict[str, Any]) -> dict[str, Any]:
+        one = on_trial()
+        return box.status() | ({} if one is None else {"trial": round(one.left, 1)})
 
-    async def flows(request: dict[str, Any]) -> dict[str, Any]:
-        return await box.flows(request)
+    made = 0.0  # when the start was through
 
-    async def devices(_: dict[str, Any]) -> dict[str, Any]:
-        return box.devices()
-
-    async def groups(_: dict[str, Any]) -> dict[str, Any]:
-        return box.groups()
-
-    async def select(request: dict[str, Any]) -> dict[str, Any]:
-        return box.select(request)
-
-    async def urltest(request: dict[str, Any]) -> dict[str, Any]:
-        return await box.urltest(request)
+    def confirm(request: dict[str, Any]) -> dict[str, Any]:
+        if (one := on_trial()) is None:
+            raise GatewayError("no trial is on: what stands stays")
+        if not made:
+            raise GatewayError("it still starts: confirm when it runs")
+        one.confirm(request["peer"], bool(request.get("here")), max(made, box.changed))
+        return {}
 
     changing = asyncio.Lock()  # what was read last is applied last
     waiting, kept = False, ""
@@ -148,6 +173,9 @@ async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> N
 
     async def apply() -> None:
         nonlocal waiting, kept
+        if on_trial() is not None:
+            waiting = False
+            raise GatewayError("a trial is on: confirm it first (gateway confirm), or end it (gateway down)")
         async with changing:
             waiting = False
             notifier.reloading()
@@ -177,11 +205,12 @@ async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> N
         except Exception:
             log.exception("configuration kept")
 
-    handlers = {
-        "status": status, "explain": explain, "flows": flows, "devices": devices, "groups": groups, "select": select,
-        "urltest": urltest, "reload": reload,
+    commands: dict[str, Handler] = {
+        "status": status, "explain": box.explain, "flows": box.flows, "devices": lambda _: box.devices(),
+        "groups": lambda _: box.groups(), "select": box.select, "urltest": box.urltest, "pause": box.pause,
+        "resume": box.resume, "confirm": confirm, "reload": reload,
     }  # fmt: skip
-    control = Control(box.run, handlers)
+    control = Control(box.run, commands)
     await control.start()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -198,8 +227,11 @@ async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier) -> N
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     notifier.start(line, box.heartbeat)
+    if trial is not None:
+        trial.watch(stop.set)
     try:
         await box.start()
+        made = boottime()
         notifier.ready()
         log.info("started; control socket %s", control.path)
         if arguments.minimal:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.cli import groups, instance
 from gateway.cli.flows import size
+from gateway.config.fields import Duration, format_duration
 from gateway.core.errors import GatewayError
 from gateway.kernel.probe import conflicts
 from gateway.kernel.probe.limits import FULL, REMEDY
@@ -31,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({**answer, "conflicts": [asdict(finding) for finding in hindered]}))
         return 0
     print(f"{answer['state']}, up {answer['uptime']:.0f} s")
+    if "trial" in answer:
+        print(f"on trial: undone in {answer['trial']:.0f} s, unless gateway confirm comes from a new connection")
     files = answer["files"]
     if files["open"] > FULL * files["limit"]:
         print(f"{files['open']} of {files['limit']} files are open: {REMEDY}")
@@ -53,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"lan {name}: {answer['problems'].get(name, 'serves')}")
     if "steering" in answer:
         print(f"steering: {'the kernel steers' if answer['steering'] else 'none, every flow of the LAN is direct'}")
+    for one in answer.get("paused", ()):
+        print(f"paused, so direct: {paused(one)}")
     if rules := answer.get("skipped"):
         print(f"mode {answer['mode']} skips, where an address rule decides and the name is not known:")
         for rule in rules:
@@ -92,6 +97,13 @@ def span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def paused(one: dict[str, Any]) -> str:
+    """A pause, for a person."""
+    device = f"{one['name']} ({one['device']})" if one["name"] else one["device"] or "everything"
+    left = "until gateway resume" if one["left"] is None else f"{format_duration(Duration(round(one['left'])))} left"
+    return f"{device}, {left}"
 
 
 def _reason(problem: str | None) -> str:

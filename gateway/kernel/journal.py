@@ -4,6 +4,9 @@ One JSON object a line in ``RUN/undo.jsonl``; the head line names the boot and t
 another boot or namespace describes a state that is gone. Replaying runs the steps backwards through executors that the
 owners of each kind supply. Of steps with one key the first original is the true one (a later read would see our own
 value); what we wrote last (``was``) is followed, and ``earlier`` is what we wrote before, for a crash may come between.
+
+Where there is a folder ``RUN/trial`` each step is recorded there too, in a journal that begins with the trial: it leads
+back to what stood before that.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
@@ -21,6 +25,8 @@ Executor = Callable[[Step], Awaitable[None] | None]
 
 log = logging.getLogger(__name__)
 
+NAME = "undo.jsonl"
+TRIAL = "trial"
 VALUES = ("value", "was", "earlier", "old", "lifetime", "valid", "preferred", "pid", "start")
 """Fields that hold a state and do not name the thing."""
 
@@ -37,7 +43,10 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "undo.jsonl"
+        self.path = folder / NAME
+        self.changed = 0.0
+        """When the last step was recorded that was new, in seconds of CLOCK_BOOTTIME."""
+        self._trial = Journal(folder / TRIAL) if (folder / TRIAL).is_dir() else None
         steps = read(self.path)
         # Written anew, so that what is appended never continues a line torn by a crash.
         temporary = self.path.with_suffix(".tmp")
@@ -49,6 +58,13 @@ class Journal:
 
     def record(self, step: Step) -> None:
         """Append the inverse of what is about to be done; on disk when this returns."""
+        if self._trial is not None:
+            if self._trial.path.exists():
+                self._trial.record(step)
+                self.changed = self._trial.changed
+            else:  # it is over
+                self._trial.close()
+                self._trial = None
         key = _key(step)
         known = self._steps.get(key)
         if known is not None:
@@ -56,11 +72,15 @@ class Journal:
             if step == known:
                 return
         self._steps[key] = step
+        if self._trial is None:
+            self.changed = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._file.write(json.dumps(step) + "\n")
         self._file.flush()
         os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
+        if self._trial is not None:
+            self._trial.close()
         self._file.close()
 
 

@@ -24,6 +24,8 @@ from gateway.core.address import IP
 from gateway.core.flow import lineage
 
 Family = Literal[4, 6]
+Peer = Literal["peers4", "peers6"]
+Pause = Literal["all", "paused4", "paused6", "paused_mac"]
 LAST_UID = 0xFFFFFFFF
 DOT, DOH = 853, 443
 """Ports of DNS over TLS and QUIC, and over HTTPS."""
@@ -248,6 +250,10 @@ class Capture:
     """Prefixes at whose port 443 clients of the LANs are refused: servers of DNS over HTTPS."""
     wans: tuple[str, ...] = ()
     """Interfaces of the uplinks; a flow that leaves by none of them costs more look-ups."""
+    peers: tuple[Peer, ...] = ()
+    """What this host itself begins to the addresses in these sets is direct."""
+    paused: tuple[Pause, ...] = ()
+    """Whose new flows are direct, whatever the rules say: what the sets of these names hold, or all of them."""
 
 
 def refuses(capture: Capture, address: IP | None, port: int) -> bool:

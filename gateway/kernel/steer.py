@@ -58,14 +58,19 @@ class Steerer:
             self._writer.apply(steering, capture, changes)
         self._applied = True
 
+    def capture(self, steering: Steering, capture: Capture) -> None:
+        """After ``apply`` of the same ``steering``: only what of ``capture`` stands in the skeleton's chains, as that
+        which is paused. Raises KernelError, and the table is then as it was."""
+        self._writer.capture(steering, capture)
+
     def elements(self, changes: Sequence[LearnedChange]) -> list[LearnedChange]:
         """Change learned sets now. Returns those for which a set had no room: the address is then in no set of that
         profile. Raises KernelError."""
         return self._writer.elements(changes)
 
     def put(self, name: str, key: bytes, timeout: int) -> None:
-        """Into a set of the skeleton, for ``timeout`` seconds from now; each part of ``key`` padded to 4 bytes. Raises
-        KernelError: ENFILE where the set is full."""
+        """Into a set of the skeleton, for ``timeout`` seconds from now, 0 for ever; each part of ``key`` padded to 4
+        bytes where there are several. Raises KernelError: ENFILE where the set is full."""
         self._writer.steps([(Step(True, name, key, timeout), Step(False, name, key), Step(True, name, key, timeout))])
 
     def take(self, name: str, keys: Iterable[bytes]) -> None:

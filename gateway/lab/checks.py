@@ -35,6 +35,7 @@ from gateway.lab.own import (
     proxied_by_process,
     proxied_by_user,
 )
+from gateway.lab.safety import pause, trial_rolls_back
 from gateway.lab.stage import FORWARDED, FORWARDED_UDP, Stage
 from gateway.lab.wan import late_uplink, lease, renew, wan_closed
 
@@ -267,7 +268,9 @@ CHECKS: dict[str, Check] = {
     "foreign-marks-kept": foreign_marks_kept,
     "tun-lan-wide": tun_lan_wide,
     "one-arm": one_arm,
+    "trial-rolls-back": trial_rolls_back,
     "wan-closed": wan_closed,
+    "pause": pause,
     "reload-keeps-flows": reload_keeps_flows,
     "renew": renew,
     "fails-closed": fails_closed,

@@ -196,10 +196,10 @@ class Stage:
             return
         self.gateway = self.launch("router", files, self.instance)
 
-    def launch(self, host: str, files: list[Path], instance: str) -> Process:
+    def launch(self, host: str, files: list[Path], instance: str, *more: str) -> Process:
         """A gateway on ``host``, once it runs. Raises CheckError."""
         words = [word for path in files for word in ("-c", str(path))]
-        command = [sys.executable, "-m", "gateway", "run", *words, "--instance", instance]
+        command = [sys.executable, "-m", "gateway", "run", *words, "--instance", instance, *more]
         process, folder = self.lab.host(host).popen(command), RUN / instance
 
         def answers() -> bool:
@@ -310,9 +310,9 @@ class Stage:
 
     def close(self) -> None:
         """Forget the lease of this instance; the lab takes down everything else."""
-        shutil.rmtree(Path("/var/lib/gateway") / self.instance, ignore_errors=True)
-        for folder in RUN.glob(f"{self.instance}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for place in (Path("/var/lib/gateway"), RUN):
+            for folder in place.glob(f"{self.instance}*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["CheckError", "LabError", "Stage", "expect", "poll"]

@@ -1,6 +1,7 @@
 """The control socket ``RUN/control.sock``: one JSON request line, one JSON answer line, for root only (0600).
 
-Request ``{"command": NAME, ...}``; answer ``{"ok": true, ...}`` or ``{"ok": false, "error": TEXT}``.
+Request ``{"command": NAME, ...}``, to which ``"peer"`` is added, the number of the process that asks (0: of another PID
+namespace); answer ``{"ok": true, ...}`` or ``{"ok": false, "error": TEXT}``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CREDENTIALS = struct.Struct("iII")
 LISTENS = 0x10000
 """__SO_ACCEPTCON of linux/net.h, in the flags of /proc/net/unix."""
 
-Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Handler = Callable[[dict[str, Any]], dict[str, Any] | Awaitable[dict[str, Any]]]
 
 
 class Control:
@@ -64,14 +65,16 @@ class Control:
         try:
             async with asyncio.timeout(PATIENCE):
                 line = await reader.readline()
-            writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+            sock = writer.get_extra_info("socket")
+            peer = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0]
+            writer.write(msgspec.json.encode(await self._answer(line, peer)) + b"\n")
             await writer.drain()
         except (OSError, ValueError, TimeoutError):
             pass  # the client went away or never spoke
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, peer: int) -> dict[str, Any]:
         if self.refusal:
             return {"ok": False, "error": self.refusal}
         try:
@@ -80,7 +83,8 @@ class Control:
         except (ValueError, KeyError, TypeError):
             return {"ok": False, "error": f"no such command; commands: {', '.join(self._handlers)}"}
         try:
-            return {"ok": True, **await handler(request)}
+            answer = handler({**request, "peer": peer})
+            return {"ok": True, **(await answer if isinstance(answer, Awaitable) else answer)}
         except GatewayError as error:
             return {"ok": False, "error": str(error)}
 

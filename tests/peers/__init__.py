@@ -50,6 +50,7 @@ SOURCES: dict[str, Source] = {
     "dhcpcd": Debian("dhcpcd-base", ("dhcpcd",)),
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
     "dnsdist": Debian("dnsdist", ("dnsdist",)),
+    "sshd": Debian("openssh-server", ("sshd",)),
     "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),
     "tinyproxy": Debian("tinyproxy-bin", ("tinyproxy",)),

@@ -28,6 +28,17 @@ def clamp(library: Library, wans: Iterable[str]) -> None:
     library.run("\n".join(narrow(wans)) + "\n")
 
 
+def shown(library: Library) -> str:
+    """The table as it stands, to be loaded again; "" where there is none. Raises KernelError."""
+    tables = library.run("list tables inet\n").split("\n")
+    return library.run(f"list table inet {TABLE}\n") if f"table inet {TABLE}" in tables else ""
+
+
+def restore(library: Library, text: str) -> None:
+    """What ``shown`` has shown, in the place of what stands. Raises KernelError; the old table then stands."""
+    library.run(f"add table inet {TABLE}\ndelete table inet {TABLE}\n{text}")
+
+
 def undo(step: dict[str, object]) -> None:
     """Executor of ``UNDO``; a table that is gone already is fine."""
     if step.get("op") != "delete-table" or step.get("table") != TABLE:

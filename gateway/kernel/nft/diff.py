@@ -6,7 +6,7 @@ generation go after the skeleton's chains point to the new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from gateway.kernel.nft.steer_render import TABLE, Objects, interval_commands, learned_commands
 from gateway.kernel.plan import MOST_LEARNED, LearnedChange
@@ -32,15 +32,20 @@ def _commands(old: Objects, new: Objects, changes: Iterable[LearnedChange]) -> I
         yield f"add chain {TABLE} {name}"
     for name, rules in new.chains.items():
         yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
-    for name, rules in new.fixed.items():
-        if rules != old.fixed.get(name, ()):
-            yield f"flush chain {TABLE} {name}"
-            yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
+    yield from fixed(old.fixed, new.fixed)
     # All old chains are emptied before the first is deleted: they name each other.
     yield from (f"flush chain {TABLE} {name}" for name in old.chains)
     yield from (f"delete chain {TABLE} {name}" for name in old.chains)
     yield from (f"delete set {TABLE} {name}" for name in sorted(old.learned - new.learned))
     yield from (f"delete map {TABLE} {name}" for name in old.intervals if name not in new.intervals)
+
+
+def fixed(old: Mapping[str, tuple[str, ...]], new: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """Commands that give the skeleton's chains other rules."""
+    for name, rules in new.items():
+        if rules != old.get(name, ()):
+            yield f"flush chain {TABLE} {name}"
+            yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
 
 
 def _set(name: str, old: frozenset[str], new: frozenset[str]) -> Iterator[str]:

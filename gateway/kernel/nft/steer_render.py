@@ -30,6 +30,7 @@ from gateway.kernel.plan import (
     Family,
     LearnedChange,
     Origin,
+    Pause,
     PortRow,
     Profile,
     SourceClass,
@@ -51,6 +52,10 @@ addressed to that other, and comes to the socket that has the name; else path MT
 HINTED = tuple(
     f"{ip} saddr . {ip} daddr . tcp dport @{name} goto to_direct" for ip, name in (("ip", "hint4"), ("ip6", "hint6"))
 )
+PAUSED: dict[Pause, str] = {
+    "all": "", "paused4": "ip saddr @paused4 ", "paused6": "ip6 saddr @paused6 ",
+    "paused_mac": "ether saddr @paused_mac ",
+}  # fmt: skip
 REFUSE = "counter name to_resolver goto refuse"
 MASKS: dict[Family, str] = {4: str(IPv4Network((0, SHARED[4])).netmask), 6: str(IPv6Network((0, SHARED[6])).netmask)}
 MOST = 1000
@@ -84,30 +89,44 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         chains[f"g{generation}_origin_{number}"] = tuple(_origin(steering, origin, generation))
     for number, name in enumerate(_interfaces(steering)):
         chains[f"g{generation}_interface_{number}"] = tuple(_interface(steering, name, generation))
-    fixed = {
-        "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
-        "within": tuple(_within(capture)),
-        "refused": tuple(_refused(capture)),
-        "hinted": HINTED if capture.hints else (),
-        "capture": _redirect(capture.dns_port),
-        "forwarded": tuple(_forwarded(steering, generation)),
-        "local": tuple(_local(steering, capture, generation)) if capture.local else (),
-    }
     sets = {
         "lans": frozenset(quote(name) for name in capture.lans),
         "captured": frozenset({"53"} if capture.dns_port else ()),
         "listeners": frozenset({str(capture.dns_port)} if capture.dns_port else ()),
     }
-    return Objects(chains, fixed, intervals, frozenset(learned), sets)
+    return Objects(chains, fixed(steering, capture, generation), intervals, frozenset(learned), sets)
 
 
-def _redirect(port: int) -> tuple[str, ...]:
+def fixed(steering: Steering, capture: Capture, generation: int) -> dict[str, tuple[str, ...]]:
+    """See ``Objects.fixed``. Raises ValueError as ``objects`` does."""
+    return {
+        "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
+        "within": tuple(_within(capture)),
+        "refused": (*_paused(capture, "goto to_direct"), *_refused(capture)),
+        "hinted": HINTED if capture.hints else (),
+        "capture": _redirect(capture),
+        "forwarded": tuple(_forwarded(steering, generation)),
+        "local": tuple(_local(steering, capture, generation)) if capture.local else (),
+    }
+
+
+def _paused(capture: Capture, *verdicts: str) -> Iterator[str]:
+    """Of what is paused, which nobody pays for where nothing is."""
+    for name in capture.paused:
+        yield from (f"{PAUSED[name]}{verdict}" for verdict in verdicts)
+
+
+def _redirect(capture: Capture) -> tuple[str, ...]:
     """The entry holds the way to our listener: with its class it is found and deleted when we are gone, else a client
-    that uses the same port again would be sent there still."""
-    if not port:
+    that uses the same port again would be sent there still. Who is paused has the plain router's names: dnsmasq, or
+    whomever he asks."""
+    if not capture.dns_port:
         return ()
-    keep = f"{~mark.CLASS & 0xFFFFFFFF:#010x}"
-    return (f"meta l4proto {{ tcp, udp }} ct mark set ct mark & {keep} | {mark.NAMES:#010x} redirect to :{port}",)
+    keep, to = f"{~mark.CLASS & 0xFFFFFFFF:#010x}", f"redirect to :{capture.dns_port}"
+    return (
+        *_paused(capture, "fib daddr type != local goto to_direct", "accept"),
+        f"meta l4proto {{ tcp, udp }} ct mark set ct mark & {keep} | {mark.NAMES:#010x} {to}",
+    )
 
 
 def interval_name(family: Family, spans: Sequence[Span]) -> str:
@@ -264,6 +283,11 @@ def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[st
         inner = ", ".join(quote(name) for name in capture.lans if name not in arms)
         if inner or not arms:
             yield f"oifname {{ {inner} }} accept" if arms else "oifname @lans accept"
+    if "all" in capture.paused:
+        yield "goto to_direct"
+        return
+    for name in capture.peers:
+        yield f"{'ip' if name == 'peers4' else 'ip6'} daddr @{name} goto to_direct"
     users = [
         f"{_range(str(first), str(last))} : goto {_class_name(steering, generation, number)}"
         for first, last, number in steering.users

@@ -10,11 +10,11 @@ import errno
 import os
 import select
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from gateway.core.errors import KernelError
 from gateway.kernel.conntrack import NOTHING, Count
-from gateway.kernel.nft import element
-from gateway.kernel.nft.diff import transaction
+from gateway.kernel.nft import diff, element
 from gateway.kernel.nft.library import OWNER, Library, folder, owners
 from gateway.kernel.nft.message import (
     DONE,
@@ -28,7 +28,7 @@ from gateway.kernel.nft.message import (
     pairs,
     string,
 )
-from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, objects
+from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, fixed, objects
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
 
 NEW_RULE, GET_RULE, NEW_OBJECT, GET_OBJECT = (NFTABLES << 8 | number for number in (6, 7, 18, 19))
@@ -58,7 +58,7 @@ class Writer:
         keep what they hold. Raises KernelError, and the table is then as it was; ValueError on a bad interface name."""
         generation = self._generation + 1
         new = objects(steering, capture, generation)
-        text = transaction(self._objects or Objects(), new, changes)
+        text = diff.transaction(self._objects or Objects(), new, changes)
         if self._objects is None:
             self._remove_leftover()
             skeleton = (folder() / "steer.nft").read_text()
@@ -68,6 +68,16 @@ class Writer:
         else:
             self._library.run(text)
         self._objects, self._generation = new, generation
+
+    def capture(self, steering: Steering, capture: Capture) -> None:
+        """After ``apply`` of the same ``steering``: other rules of what is looked at, and nothing else. Raises
+        KernelError, and the table is then as it was; ValueError on a bad interface name."""
+        if self._objects is None or self.closed:
+            raise KernelError("nft rules", errno.ENOENT, "there is no table")
+        new = fixed(steering, capture, self._generation)
+        if text := "\n".join(diff.fixed(self._objects.fixed, new)):
+            self._library.run(f"{text}\n")
+        self._objects = replace(self._objects, fixed=new)
 
     def elements(self, changes: Iterable[LearnedChange]) -> list[LearnedChange]:
         """Change learned sets, several changes of one address as one. Returns those for which a set had no room: the

@@ -66,6 +66,33 @@ def undo(step: dict[str, Any]) -> None:
         time.sleep(0.02)
 
 
+def installed() -> str:
+    """Raises KernelError."""
+    program = shutil.which("dnsmasq", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if not program:
+        raise KernelError("dnsmasq", 0, "it is not installed (package dnsmasq-base)")
+    return program
+
+
+def spawn(program: str, argument: str) -> int:
+    """Start it with ``argument``, detached; its number. Raises KernelError."""
+    try:
+        child = subprocess.Popen(
+            [program, "--keep-in-foreground", argument],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise KernelError("start dnsmasq", error.errno or 0) from error
+    # It outlives us on purpose: no warning that it was not waited for.
+    child.returncode = 0
+    return child.pid
+
+
+def argument_of(run: Path) -> str:
+    """The word by which the dnsmasq of the instance with this run folder is known."""
+    return f"--conf-file={run / 'dnsmasq/dnsmasq.conf'}"
+
+
 class Daemon:
     """``run``: folder of this instance's run files; dnsmasq reads its servers there after it has dropped its rights,
     so the folder must be passable (0711 or wider). ``state``: where the lease file stays over a reboot. ``cgroup``:
@@ -85,7 +112,7 @@ class Daemon:
         self.servers = self.folder / "resolv.conf"
         self.leases = state / "dnsmasq.leases"
         self.pid = 0
-        self._argument = f"--conf-file={self.config}"
+        self._argument = argument_of(run)
         self._record = record
         self._program = program
         self._cgroup = cgroup
@@ -147,22 +174,10 @@ class Daemon:
             raise KernelError("dnsmasq configuration", 0, message.decode(errors="replace").strip())
 
     def _executable(self) -> str:
-        program = self._program or shutil.which("dnsmasq", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-        if not program:
-            raise KernelError("dnsmasq", 0, "it is not installed (package dnsmasq-base)")
-        return program
+        return self._program or installed()
 
     def _spawn(self) -> None:
-        try:
-            child = subprocess.Popen(
-                [self._executable(), "--keep-in-foreground", self._argument],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise KernelError("start dnsmasq", error.errno or 0) from error
-        self.pid = child.pid
-        # It outlives us on purpose: no warning that it was not waited for.
-        child.returncode = 0
+        self.pid = spawn(self._executable(), self._argument)
         if self._cgroup is not None:
             try:
                 (self._cgroup / "cgroup.procs").write_text(str(self.pid))

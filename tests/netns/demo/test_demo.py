@@ -24,13 +24,13 @@ NAMES = {"dot", "doh"}
 """What the gateway says and asks in TLS."""
 KERNEL = DIRECT | OWN | {"direct-by-mac", "urltest"}
 """Of flows that the kernel carries, or does at the end."""
-PREDICTED = (
-    CARRIED | PROXIED | DIRECT | BOTH | {"blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open"}
-)
+PREDICTED = CARRIED | PROXIED | DIRECT | BOTH | {
+    "blocked", "reload-keeps-flows", "foreign-marks-kept", "kill9-fails-open", "pause",
+}  # fmt: skip
 """Checks of flows that the rules decide."""
 EVERY = PREDICTED | NAMES | {
     "late-uplink", "lease", "dns-intercepted", "port-forward-kept", "hairpin-udp", "own-ssh-kept", "tun-lan-wide",
-    "wan-closed", "fails-closed", "renew", "clean-stop", "one-arm", "second-dhcp-client-refused",
+    "wan-closed", "fails-closed", "renew", "clean-stop", "one-arm", "second-dhcp-client-refused", "trial-rolls-back",
 }  # fmt: skip
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("demo")]
@@ -66,7 +66,10 @@ def test_everything_holds() -> None:
         # SIGKILL: the UDP socket was to be proxied before. Handed back: nothing is sniffed.
         (
             "all-direct",
-            PROXIED | CARRIED | BOTH | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open"},
+            PROXIED
+            | CARRIED
+            | BOTH
+            | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open", "pause"},
         ),
         # The second router's flows, and those that were to outlive us, go through the proxy too.
         ("all-proxied", DIRECT | CARRIED | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
@@ -88,6 +91,8 @@ def test_everything_holds() -> None:
         # Names that we did not resolve are not learned: their flows are sniffed in userspace.
         ("no-dns-capture", NAMES | {"dns-intercepted", "direct-by-domain"}),
         ("wrong-server-name", NAMES | CARRIED),
+        ("confirmed", {"trial-rolls-back"}),
+        ("not-paused", {"pause"}),
     ],
 )
 def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:

@@ -68,3 +68,27 @@ def test_a_failing_step_keeps_the_journal_and_not_the_others(tmp_path: Path) -> 
     assert "no" in failed[0]
     assert done == [{"kind": "good"}]
     assert book.path.exists()
+
+
+def test_a_trial_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    """It begins with what stood then, the other one with what stood before the first gateway."""
+    first = Journal(tmp_path)
+    first.record({"kind": "sysctl", "op": "set", "name": "a", "value": "0", "was": "1"})
+    first.close()
+    (tmp_path / journal.TRIAL).mkdir()
+    book = Journal(tmp_path)
+    assert book.changed == 0.0
+    book.record({"kind": "sysctl", "op": "set", "name": "a", "value": "1", "was": "2"})
+    book.record({"kind": "x", "n": 1})
+    assert book.changed > 0.0
+    changed = book.changed
+    book.record({"kind": "x", "n": 1})
+    assert book.changed == changed, "that was no change"
+    trial = read(tmp_path / journal.TRIAL / journal.NAME)
+    assert [(step.get("value"), step["kind"]) for step in trial] == [("1", "sysctl"), (None, "x")]
+    assert [step.get("value") for step in read(book.path)] == ["0", None]
+    # Over, and confirmed: what follows is no part of it.
+    (tmp_path / journal.TRIAL).rename(tmp_path / "over")
+    book.record({"kind": "x", "n": 2})
+    assert [step["kind"] for step in read(tmp_path / "over" / journal.NAME)] == ["sysctl", "x"]
+    assert len(read(book.path)) == 3

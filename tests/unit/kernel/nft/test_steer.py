@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from gateway.kernel import mark
+from gateway.kernel.nft.diff import fixed as rules_of
 from gateway.kernel.nft.diff import transaction
-from gateway.kernel.nft.steer_render import Objects, interval_name, learned_commands, objects
+from gateway.kernel.nft.steer_render import Objects, fixed, interval_name, learned_commands, objects
 from gateway.kernel.plan import (
     LAST_UID,
     Capture,
@@ -231,3 +232,37 @@ def test_what_stays_within_is_accepted_and_the_way_out_is_asked_first():
     assert objects(steering(profile()), with_uplink, 1).fixed["within"][:2] == (
         'fib daddr oifname { "wan0", "wan1" } return', here
     )  # fmt: skip
+
+
+def test_nobody_pays_for_pauses_where_nothing_is_paused():
+    plan, capture = steering(profile()), replace(CAPTURE, dns_port=5353)
+    plain = objects(plan, capture, 1)
+    assert "paused" not in str(plain.fixed)
+    some = fixed(plan, replace(capture, paused=("paused4", "paused_mac")), 1)
+    who = ("ip saddr @paused4 ", "ether saddr @paused_mac ")
+    assert some["refused"] == tuple(f"{one}goto to_direct" for one in who)
+    assert some["capture"] == (
+        *(f"{one}{verdict}" for one in who for verdict in ("fib daddr type != local goto to_direct", "accept")),
+        *plain.fixed["capture"],
+    )
+    assert some["local"] == plain.fixed["local"], "this host is no device"
+    assert {name for name in some if some[name] != plain.fixed[name]} == {"refused", "capture"}
+
+
+def test_everything_paused():
+    plan, capture = steering(profile()), replace(CAPTURE, dns_port=5353, doh=("192.0.2.1",))
+    found = fixed(plan, replace(capture, paused=("all",)), 1)
+    assert found["refused"][0] == "goto to_direct"
+    assert found["capture"][:2] == ("fib daddr type != local goto to_direct", "accept")
+    assert found["local"] == ("oifname @lans accept", "goto to_direct")
+    text = "\n".join(rules_of(objects(plan, capture, 1).fixed, found))
+    assert text.splitlines()[:2] == ["flush chain inet gateway refused", "add rule inet gateway refused goto to_direct"]
+    assert "flush chain inet gateway forwarded" not in text
+
+
+def test_what_goes_to_who_is_logged_in_is_direct_before_any_rule():
+    plan = steering(profile(), local=((3, 0),))
+    found = fixed(plan, replace(CAPTURE, peers=("peers4", "peers6")), 1)
+    to = ("ip daddr @peers4 goto to_direct", "ip6 daddr @peers6 goto to_direct")
+    assert found["local"] == ("oifname @lans accept", *to, *objects(plan, CAPTURE, 1).fixed["local"][1:])
+    assert all("@peers" not in rule for name, rules in found.items() if name != "local" for rule in rules)

@@ -1,0 +1,83 @@
+"""OpenSSH's server on a host of the lab, and its client on others."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from gateway.lab.host import Host
+from gateway.lab.lab import Lab
+from gateway.lab.process import Result
+from tests import peers
+
+RUN = Path("/run/sshd")
+"""sshd changes its root to it before anybody has logged in."""
+SERVE = """
+set -e
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/shadow" /etc/shadow
+shift
+exec "$@"
+"""
+"""Its users are those of this test: nothing of this machine's files counts or is changed."""
+OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=2",
+           "LogLevel=ERROR", "IdentitiesOnly=yes")  # fmt: skip
+
+
+class Sshd:
+    """A login for root on ``host`` by the key of this test."""
+
+    def __init__(self, lab: Lab, host: Host) -> None:
+        self.folder = lab.folder / "sshd"
+        self._made = not RUN.exists()
+        self._host = host
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        RUN.mkdir(exist_ok=True)
+        for name in ("host", "user"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True
+            )  # fmt: skip
+        shells = "root:x:0:0:root:/root:/bin/sh\nsshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
+        (self.folder / "passwd").write_text(shells + "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n")
+        (self.folder / "shadow").write_text("root:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n")
+        (self.folder / "config").write_text(
+            f"HostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/user.pub\nPidFile none\nUsePAM no\n"
+            "StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        )
+        serve = [peers.path("sshd"), "-D", "-e", "-f", self.folder / "config"]
+        words = ["unshare", "-m", "--propagation", "private", "sh", "-c", SERVE, "sh", self.folder, *serve]
+        self._process = host.popen(words)
+        host.wait_listening([("tcp", 22)], by=self._process)
+
+    def _words(self, address: str, *more: str) -> list[str]:
+        options = [word for option in OPTIONS for word in ("-o", option)]
+        return ["ssh", "-F", "/dev/null", "-i", str(self.folder / "user"), *options, *more, f"root@{address}"]
+
+    def run(self, host: Host, address: str, command: str, *more: str) -> Result:
+        """``command`` by a connection of its own."""
+        return host.run([*self._words(address, *more), command], timeout=40)
+
+    @contextlib.contextmanager
+    def session(self, host: Host, address: str, *more: str) -> Iterator[str]:
+        """A connection that stays: the word by which ``run`` uses it."""
+        control = self.folder / f"session-{host.name}-{len(more)}-{address}"
+        master = host.popen([*self._words(address, *more), "-N", "-M", "-S", control])
+        try:
+            for _ in range(100):
+                if host.run(["ssh", "-S", control, "-O", "check", f"root@{address}"]).ok:
+                    break
+            else:
+                raise AssertionError(master.told())
+            yield f"-S{control}"
+        finally:
+            master.kill()
+
+    def close(self) -> None:
+        self._process.kill()
+        if self._made:
+            with contextlib.suppress(OSError):
+                RUN.rmdir()
