@@ -190,9 +190,10 @@ def family(host):
 
 def _ports():
     """Below the ephemeral range (Linux: 32768 up), so that no connection of another test takes one between the choice
-    and the bind; each pytest-xdist worker has a share of its own."""
+    and the bind; each pytest-xdist worker has a share of its own, and each run begins somewhere else."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return itertools.cycle(range(20000 + worker % 8 * 1500, 21500 + worker % 8 * 1500))
+    first = 20000 + worker % 8 * 1500
+    return itertools.islice(itertools.cycle(range(first, first + 1500)), os.getpid() % 1500, None)
 
 
 _some_ports = _ports()

@@ -68,6 +68,7 @@ def configuration(port, names, near, far, **cache):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_same_as_sing_box(tmp_path):
     """Told once, and so it is after a restart; without ``store_rdrc`` each time, and where answers are not kept."""
@@ -93,6 +94,7 @@ def test_same_as_sing_box(tmp_path):
         assert counts["ours", stored] == counts["theirs", stored] == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_it_counts_for_so_long(tmp_path):
     counts = {}

@@ -219,6 +219,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_a_bad_download_keeps_what_was_good(tmp_path):
     with tellers("listed", "plain") as there, Web(free_port(), binary(tmp_path, "near")) as web:
@@ -257,6 +258,7 @@ def authority(tmp_path_factory):
     return folder / "cert.pem", context
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_https_through_a_detour_and_a_redirect(tmp_path, authority):
     """The server is reached by a sing-box alone; what it gives is dated, and moved. Whom nobody vouches for gives us

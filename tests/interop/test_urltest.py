@@ -102,6 +102,7 @@ def story(port, there, web):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_same_as_sing_box(tmp_path):
     seen = {}
@@ -118,6 +119,7 @@ def test_same_as_sing_box(tmp_path):
     assert all(steady == [wanted] for wanted, steady in seen["ours"]), seen
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_probes_end_when_nobody_uses_it_and_begin_again(tmp_path):
     counts = {}

@@ -17,6 +17,7 @@ def links(place: Place) -> dict[str, str]:
     return {row["ifname"]: row.get("master", "") for row in rows}
 
 
+@pytest.mark.slow
 def test_ports_come_late_and_go(place: Place) -> None:
     # eth0 is configured already, by hand: it is ours from here on.
     place.host("box").run(["ip", "addr", "flush", "dev", "eth0"], check=True)

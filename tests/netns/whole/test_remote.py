@@ -46,6 +46,7 @@ def served(whole: Whole, folder: Path) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_rule_set_changes_what_the_kernel_does(whole: Whole, tmp_path: Path) -> None:
     """Without a server, with one, with another set, with the first again; a flow of the kernel outlives all of it."""
     file = tmp_path / "some.json"
@@ -63,8 +64,11 @@ def test_a_rule_set_changes_what_the_kernel_does(whole: Whole, tmp_path: Path) -
         value["route"]["rule_set"] = [entry]
 
     def sees(*wanted: str) -> bool:
-        """Of new flows, TCP and UDP, IPv4 and IPv6."""
-        seen = {whole.ask(kind, whole.client, site) for kind in ("tcp", "udp") for site in DIRECT}
+        """Of new flows, TCP and UDP, IPv4 and IPv6. False where one ends as the rules change: userspace's do."""
+        try:
+            seen = {whole.ask(kind, whole.client, site) for kind in ("tcp", "udp") for site in DIRECT}
+        except OSError:
+            return False
         return seen == set(wanted)
 
     whole.rules = [{"rule_set": "some", "outbound": "far"}]
