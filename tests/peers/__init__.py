@@ -54,6 +54,7 @@ SOURCES: dict[str, Source] = {
     "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),
     "tinyproxy": Debian("tinyproxy-bin", ("tinyproxy",)),
+    "qemu-system-x86_64": Debian("qemu-system-x86", ("qemu-system-x86_64",)),
     "systemd-analyze": Debian("systemd", ("systemd-analyze",)),
     "debootstrap": Debian("debootstrap", ("debootstrap",)),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.errors import GatewayError
 from gateway.lab.process import User
 from gateway.service.control import ask
 from tests.netns.whole.conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, keepers, until
@@ -17,6 +18,8 @@ UNIT = Path(__file__).resolve().parents[3] / "packaging/debian/gateway.service"
 LAN = {"interface": "lan0", "address": ["192.168.7.1/24", "2001:db8:1::1/64"],
        "dhcp_server": {"range": ["192.168.7.100", "192.168.7.199"]}, "domain": "lan.example"}  # fmt: skip
 SOMEBODY = User(4001, 4100)
+ELSEWHERE = {"perfmon"}
+"""Needed by the verifier of other kernels for the same programs."""
 
 
 def capabilities() -> list[str]:
@@ -33,6 +36,14 @@ def within(*allowed: str) -> tuple[str, ...]:
 def test_those_are_enough(whole: Whole, fail: str) -> None:
     whole.program = within(*capabilities())
     live(whole, fail)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("one", [one for one in capabilities() if one not in ELSEWHERE])
+def test_each_is_needed(whole: Whole, one: str) -> None:
+    whole.program = within(*(other for other in capabilities() if other != one))
+    with pytest.raises((AssertionError, OSError, GatewayError)):
+        live(whole, "hold")
 
 
 def live(whole: Whole, fail: str) -> None:
