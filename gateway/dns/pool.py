@@ -67,7 +67,7 @@ class Pool:
     def __init__(self, dial: Callable[[], Awaitable[Line]]) -> None:
         self._dial = dial
         self._lines: list[Line] = []
-        self._dialling: asyncio.Task[None] | None = None
+        self._dialling: asyncio.Task[Line] | None = None
         self._freed = asyncio.Event()
 
     async def ask(self, query: bytes) -> bytes:
@@ -75,7 +75,7 @@ class Pool:
         failure: Exception | None = None
         for number in range(TRIES):
             # The others may be as dead as the first.
-            line = await self._line() if number < TRIES - 1 else await self._fresh()
+            line = await self._line() if number < TRIES - 1 else await self._open()
             before = line.heard
             try:
                 async with asyncio.timeout(WAIT):
@@ -98,28 +98,29 @@ class Pool:
             if best is not None and (best.busy < SPREAD or len(lines) >= MOST):
                 return best
             if len(lines) < MOST:
-                await self._open()
+                made = await self._open()
+                if made.closed:
+                    return made  # which costs the query a try: nobody dials for ever
             else:
                 self._freed.clear()
                 await self._freed.wait()
 
-    async def _fresh(self) -> Line:
-        await self._open()
-        return self._lines[-1]
-
-    async def _open(self) -> None:
+    async def _open(self) -> Line:
         """One at a time: who needs a connection meanwhile waits for the same."""
         task = self._dialling
-        if task is None:
+        if task is None or task.done():
             task = self._dialling = asyncio.ensure_future(self._dialled())
             task.add_done_callback(self._done)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _dialled(self) -> None:
-        self._lines.append(await self._dial())
+    async def _dialled(self) -> Line:
+        line = await self._dial()
+        self._lines.append(line)
+        return line
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._dialling = None
+    def _done(self, task: asyncio.Task[Line]) -> None:
+        if self._dialling is task:
+            self._dialling = None
         if not task.cancelled():
             task.exception()  # whoever asked may be gone
 

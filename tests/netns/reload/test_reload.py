@@ -14,7 +14,7 @@ from gateway.cli.lab import programs
 from gateway.kernel import mark
 from gateway.lab.client import udp as udp_client
 from gateway.lab.observe import http3, opened, talk, tracked_mark
-from gateway.lab.stage import CheckError, Stage, poll
+from gateway.lab.stage import GROUP_TAG, CheckError, Stage, poll
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240), pytest.mark.xdist_group("reload")]
 SOCKS = 1080
@@ -64,7 +64,7 @@ def fresh(stage: Turned) -> None:
 def site_rules(stage: Turned, outbound: str, number: int = 1) -> None:
     """All of a site goes to ``outbound``, above whatever the rules said."""
     site = stage.home.sites[number]
-    rules = [rule for rule in stage.rules()["route"]["rules"] if rule.get("outbound") != "direct"]
+    rules = [rule for rule in stage.rules()["route"]["rules"] if rule.get("outbound") not in ("direct", GROUP_TAG)]
     stage.value["route"]["rules"] = [{"ip_cidr": [site.ipv4, site.ipv6], "outbound": outbound}, *rules]
 
 

@@ -125,6 +125,47 @@ def test_answers_in_any_order() -> None:
     run(LINES["dot"], script, body)
 
 
+def test_who_comes_while_it_is_dialled_waits_for_the_same() -> None:
+    """In every turn of the loop until it stands one more."""
+
+    async def script(stream: SocketStream, number: int) -> None:
+        while True:
+            await say(stream, answer(await receive(stream)))
+
+    async def body(bench: Bench) -> None:
+        asked = []
+        for one in names(20):
+            asked.append(asyncio.ensure_future(bench.pool.ask(one)))
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*asked) == [answer(one) for one in names(20)]
+        assert bench.dials == 1
+
+    run(LINES["dot"], script, body)
+
+
+def test_nobody_dials_for_ever() -> None:
+    """Connections that are closed before anything is asked."""
+
+    async def body(bench: Bench) -> None:
+        dial = bench.pool._dial
+
+        async def closed() -> Line:
+            line = await dial()
+            line.close()
+            return line
+
+        bench.pool._dial = closed
+        for _ in range(3):
+            with pytest.raises(Closed):
+                await bench.pool.ask(query())
+        assert bench.dials == 3 * pool.TRIES
+
+    async def script(stream: SocketStream, number: int) -> None: ...
+
+    for kind in LINES.values():
+        run(kind, script, body)
+
+
 def test_answers_that_are_not_meant_are_passed_over() -> None:
     async def script(stream: SocketStream, number: int) -> None:
         asked = await receive(stream)
