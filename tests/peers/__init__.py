@@ -51,6 +51,8 @@ SOURCES: dict[str, Source] = {
     "dhcpd": Debian("isc-dhcp-server", ("dhcpd",)),
     "dnsdist": Debian("dnsdist", ("dnsdist",)),
     "sshd": Debian("openssh-server", ("sshd",)),
+    "ssh": (_ssh := Debian("openssh-client", ("ssh", "ssh-keygen"))),
+    "ssh-keygen": _ssh,
     "dig": Debian("bind9-dnsutils", ("dig",)),
     "nginx": Debian("nginx", ("nginx",)),
     "tinyproxy": Debian("tinyproxy-bin", ("tinyproxy",)),

@@ -23,7 +23,7 @@ shift
 exec "$@"
 """
 """Its users are those of this test: nothing of this machine's files counts or is changed."""
-OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=2",
+OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=5",
            "LogLevel=ERROR", "IdentitiesOnly=yes")  # fmt: skip
 
 
@@ -39,7 +39,7 @@ class Sshd:
         RUN.mkdir(exist_ok=True)
         for name in ("host", "user"):
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True
+                [peers.path("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True
             )  # fmt: skip
         shells = "root:x:0:0:root:/root:/bin/sh\nsshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
         (self.folder / "passwd").write_text(shells + "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n")
@@ -55,7 +55,16 @@ class Sshd:
 
     def _words(self, address: str, *more: str) -> list[str]:
         options = [word for option in OPTIONS for word in ("-o", option)]
-        return ["ssh", "-F", "/dev/null", "-i", str(self.folder / "user"), *options, *more, f"root@{address}"]
+        return [
+            str(peers.path("ssh")),
+            "-F",
+            "/dev/null",
+            "-i",
+            str(self.folder / "user"),
+            *options,
+            *more,
+            f"root@{address}",
+        ]
 
     def run(self, host: Host, address: str, command: str, *more: str) -> Result:
         """``command`` by a connection of its own."""
@@ -68,7 +77,7 @@ class Sshd:
         master = host.popen([*self._words(address, *more), "-N", "-M", "-S", control])
         try:
             for _ in range(100):
-                if host.run(["ssh", "-S", control, "-O", "check", f"root@{address}"]).ok:
+                if host.run([peers.path("ssh"), "-S", control, "-O", "check", f"root@{address}"]).ok:
                     break
             else:
                 raise AssertionError(master.told())
