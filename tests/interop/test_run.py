@@ -105,6 +105,7 @@ def test_in_tls_through_the_real_relay(kind):
         check_datagrams(port, LOOPBACK, far)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("xray")
 def test_half_close_in_tls_through_the_real_relay():
     """Each end of a TLS connection is closed by itself (close_notify)."""

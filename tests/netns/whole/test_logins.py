@@ -59,6 +59,7 @@ def test_answers_are_never_steered(whole: Whole, sshd: Sshd, family: int) -> Non
     assert classes(whole, "-f", flag, "-p", "tcp", "--orig-port-dst", "22") == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
 def test_what_this_host_begins_to_a_peer_is_direct(whole: Whole, sshd: Sshd, family: int) -> None:
     server, gateway = whole.lab.host("server"), whole.gateway

@@ -180,6 +180,7 @@ def test_who_is_locked_out_is_let_in_again(managed: Managed) -> None:
     as_before(managed, before)
 
 
+@pytest.mark.slow
 def test_who_comes_in_again_keeps_it(managed: Managed) -> None:
     """From the old connection it is refused, also in a new session of it; and where no connection can be told."""
     whole, sshd = managed.whole, managed.sshd
@@ -226,6 +227,7 @@ def test_a_person_at_the_machine_may_say_so(managed: Managed) -> None:
     assert "trial" not in managed.status()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "fail", "heartbeat"),
     [
@@ -293,6 +295,7 @@ def test_a_start_that_fails_on_trial_leaves_nothing(managed: Managed) -> None:
     as_before(managed, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["deadline", "SIGKILL"])
 def test_the_plain_router_of_an_older_run_stands_again(managed: Managed, ends: str) -> None:
     """Other addresses, other forwards, another policy: it is that of before, and so is what down undoes."""
