@@ -17,7 +17,7 @@ UNSTEADY = (
 COMMANDS = {
     "nft": "nft -j list ruleset",
     "rules": "ip -j -4 rule; ip -j -6 rule",
-    "routes": "ip -4 route show table all; ip -6 route show table all",
+    "routes": "(ip -4 route show table all; ip -6 route show table all) | sed 's/ expires [0-9]*sec//'",
     "addresses": "ip -br addr | sed 's/@if[0-9]*//'",
     "sysctls": "sysctl -a 2>/dev/null",
 }
