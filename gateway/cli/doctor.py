@@ -99,7 +99,7 @@ def _status(folder: Path) -> dict[str, Any]:
     """What a gateway that runs in this network namespace says of itself; empty for any other. Raises GatewayError."""
     if not alive(folder / "control.sock") or journal.place(folder / "undo.jsonl") != "here":
         return {}
-    return ask(folder, {"command": "status"})
+    return ask(folder, {"command": "status"}, ANSWER)
 
 
 def instances(run: Path) -> Iterator[Finding]:
