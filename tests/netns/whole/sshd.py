@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ from gateway.lab.process import Result
 from tests import peers
 
 RUN = Path("/run/sshd")
-"""sshd changes its root to it before anybody has logged in."""
+"""sshd changes its root to it before anybody has logged in, and takes no connection without it."""
+OURS = 0o711
+"""Its mode where a test has made it; Debian's is 755."""
 SERVE = """
 set -e
 mount --bind "$1/passwd" /etc/passwd
@@ -32,11 +36,10 @@ class Sshd:
 
     def __init__(self, lab: Lab, host: Host) -> None:
         self.folder = lab.folder / "sshd"
-        self._made = not RUN.exists()
+        self._hold = hold()
         self._host = host
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        RUN.mkdir(exist_ok=True)
         for name in ("host", "user"):
             subprocess.run(
                 [peers.path("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True
@@ -87,6 +90,21 @@ class Sshd:
 
     def close(self) -> None:
         self._process.kill()
-        if self._made:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(BlockingIOError):  # another test's server needs it
+            fcntl.flock(self._hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._hold).st_mode & 0o777 == OURS:
                 RUN.rmdir()
+        os.close(self._hold)
+
+
+def hold() -> int:
+    """RUN, made where it is not there, and locked so that no other test takes it away."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            RUN.mkdir(OURS)
+        with contextlib.suppress(FileNotFoundError):
+            found = os.open(RUN, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(found, fcntl.LOCK_SH)
+            if RUN.exists() and os.path.samestat(os.fstat(found), RUN.stat()):
+                return found
+            os.close(found)

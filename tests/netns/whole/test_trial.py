@@ -162,7 +162,7 @@ def as_before(managed: Managed, before: dict[str, str]) -> None:
 def test_who_is_locked_out_is_let_in_again(managed: Managed) -> None:
     """The WAN is closed, and it was the way of whoever changed it."""
     whole = managed.whole
-    assert until(lambda: managed.comes_in("server", WAN), 20)
+    assert managed.comes_in("server", WAN)
     before = managed.settled()
     begun = time.monotonic()
     process = managed.start()
@@ -176,7 +176,7 @@ def test_who_is_locked_out_is_let_in_again(managed: Managed) -> None:
     assert result.code == UNCONFIRMED, result.err
     assert f"nobody confirmed it within {SECONDS} s" in result.err
     assert "all is as it was before the trial" in result.err
-    assert until(lambda: managed.comes_in("server", WAN), 20)
+    assert managed.comes_in("server", WAN)
     as_before(managed, before)
 
 
@@ -246,7 +246,7 @@ def test_a_gateway_that_dies_or_hangs_is_undone(
     assert until(lambda: not managed.whole.folder.exists(), 20 if watched else SECONDS + 30)
     assert not process.running
     as_before(managed, before)
-    assert until(lambda: managed.comes_in("server", WAN), 20)
+    assert managed.comes_in("server", WAN)
     assert "nobody had confirmed its trial: it is undone" in process.err.read_text()
 
 
@@ -313,7 +313,7 @@ def test_the_plain_router_of_an_older_run_stands_again(managed: Managed, ends: s
     assert until(lambda: not rescues(whole), 30)
     assert until(lambda: unnumbered(managed.dump()) == before, 10) or unnumbered(managed.dump()) == before
     assert (whole.folder / NAME).read_text() == journal
-    assert until(lambda: managed.comes_in("server", WAN), 20)
+    assert managed.comes_in("server", WAN)
     assert whole.names() == DIRECT[0]
     assert whole.command("down").ok
     assert whole.tables() == {"others"}
