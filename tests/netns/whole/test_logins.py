@@ -10,9 +10,9 @@ import pytest
 
 from gateway.kernel import mark
 from gateway.service.control import ask
+from tests.sshd import Sshd
 
 from .conftest import DIRECT, PROXIED, USERSPACE, Whole, until
-from .sshd import Sshd
 
 pytestmark = [pytest.mark.root, pytest.mark.peer("sshd")]
 LAN = ("192.168.7.1", "2001:db8:1::1")

@@ -23,9 +23,9 @@ from gateway.lab.process import Process
 from gateway.lab.snapshot import snapshot
 from gateway.service.control import ask
 from gateway.trial import UNCONFIRMED
+from tests.sshd import Sshd
 
 from .conftest import DIRECT, KERNEL, ROOT, Whole, until
-from .sshd import Sshd
 
 pytestmark = [pytest.mark.root, pytest.mark.peer("sshd")]
 LAN, WAN = "192.168.7.1", "203.0.113.1"

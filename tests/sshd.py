@@ -27,14 +27,20 @@ shift
 exec "$@"
 """
 """Its users are those of this test: nothing of this machine's files counts or is changed."""
-OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=5",
-           "LogLevel=ERROR", "IdentitiesOnly=yes")  # fmt: skip
+CLIENT = """User root
+StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+BatchMode yes
+ConnectTimeout 5
+LogLevel ERROR
+IdentitiesOnly yes
+"""
 
 
 class Sshd:
-    """A login for root on ``host`` by the key of this test."""
+    """A login for root on ``host`` by the key of this test. ``path``: PATH of who is logged in, "" for sshd's own."""
 
-    def __init__(self, lab: Lab, host: Host) -> None:
+    def __init__(self, lab: Lab, host: Host, path: str = "") -> None:
         self.folder = lab.folder / "sshd"
         self._hold = hold()
         self._host = host
@@ -50,37 +56,28 @@ class Sshd:
         (self.folder / "config").write_text(
             f"HostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/user.pub\nPidFile none\nUsePAM no\n"
             "StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+            + (f"SetEnv PATH={path}\n" if path else "")
         )
+        self.words = (str(peers.path("ssh")), "-F", str(self.folder / "client"))
+        """A client that is let in, on any host."""
+        (self.folder / "client").write_text(f"{CLIENT}IdentityFile {self.folder}/user\n")
         serve = [peers.path("sshd"), "-D", "-e", "-f", self.folder / "config"]
         words = ["unshare", "-m", "--propagation", "private", "sh", "-c", SERVE, "sh", self.folder, *serve]
         self._process = host.popen(words)
         host.wait_listening([("tcp", 22)], by=self._process)
 
-    def _words(self, address: str, *more: str) -> list[str]:
-        options = [word for option in OPTIONS for word in ("-o", option)]
-        return [
-            str(peers.path("ssh")),
-            "-F",
-            "/dev/null",
-            "-i",
-            str(self.folder / "user"),
-            *options,
-            *more,
-            f"root@{address}",
-        ]
-
     def run(self, host: Host, address: str, command: str, *more: str) -> Result:
         """``command`` by a connection of its own."""
-        return host.run([*self._words(address, *more), command], timeout=40)
+        return host.run([*self.words, *more, address, command], timeout=40)
 
     @contextlib.contextmanager
     def session(self, host: Host, address: str, *more: str) -> Iterator[str]:
         """A connection that stays: the word by which ``run`` uses it."""
         control = self.folder / f"session-{host.name}-{len(more)}-{address}"
-        master = host.popen([*self._words(address, *more), "-N", "-M", "-S", control])
+        master = host.popen([*self.words, *more, "-N", "-M", "-S", control, address])
         try:
             for _ in range(100):
-                if host.run([peers.path("ssh"), "-S", control, "-O", "check", f"root@{address}"]).ok:
+                if host.run([*self.words, "-S", control, "-O", "check", address]).ok:
                     break
             else:
                 raise AssertionError(master.told())
