@@ -212,7 +212,8 @@ def told(chosen: Proposal, output: str, beside: str, missing: Sequence[str]) -> 
         print(f"{beside} cannot be run as it is: {line.removeprefix(f'{beside}:')}", file=sys.stderr)
     if output != "-":
         files = " ".join(f"-c {shlex.quote(one)}" for one in (beside, output) if one)
-        print(f"wrote {output}; judge it: gateway check {files}; start it: sudo gateway run {files}", file=sys.stderr)
+        print(f"wrote {output}", f"judge it: gateway check {files}", f"try it: sudo gateway run --trial {files}",
+              sep="; ", file=sys.stderr)  # fmt: skip
 
 
 def document(
