@@ -18,7 +18,7 @@ from tests import peers
 from .conftest import FORWARDING, TAKE, UNFILTERED, dnsmasq
 from .pages import ROOT, Reader, blocks
 
-pytestmark = [pytest.mark.root, pytest.mark.peer("dnsmasq"), pytest.mark.peer("busybox")]
+pytestmark = [pytest.mark.root, pytest.mark.peer("dnsmasq"), pytest.mark.peer("busybox"), pytest.mark.peer("sshd")]
 
 NAMES = {"www.example.com": ("198.51.100.1", "2001:db8:2::1"), "www.example.org": ("198.51.100.2", "2001:db8:2::2")}
 ISP = ("192.0.2.1", "2001:db8:3::1")
@@ -77,10 +77,10 @@ def one_port() -> Topology:
 
 
 @contextmanager
-def reading(topology: Topology) -> Iterator[Reader]:
+def reading(topology: Topology, address: str = "") -> Iterator[Reader]:
     if os.geteuid():
         pytest.skip("needs root")
-    with Lab(topology) as lab, closing(Reader(lab)) as reader:
+    with Lab(topology) as lab, closing(Reader(lab, address)) as reader:
         if "house" in lab.hosts:
             assert lab.host("house").run(["nft", "-f", "-"], stdin=NAT.encode()).ok
         yield reader
@@ -92,17 +92,21 @@ def seen(reader: Reader, line: str) -> str:
 
 
 def test_first_router() -> None:
+    """From the box's console, and over SSH from the laptop as soon as that has a lease."""
     with reading(two_ports()) as reader:
         script = reader.folder / "take"
         script.write_text(TAKE + 'echo "nameserver $dns" > /etc/resolv.conf\n')
         script.chmod(0o755)
         plugged = False
         for block in reader.follow("first-router.md"):
+            if "confirm" in block.text:
+                assert "trial" in reader.status()
             if block.where == "laptop" and not plugged:
                 words = f"{peers.path('busybox')} udhcpc -f -q -n -t 10 -T 1 -i eth0 -s {script}"
                 reader.type("laptop", words)
                 plugged = True
         assert seen(reader, "curl -s http://www.example.com/").startswith("192.0.2.1")
+        assert reader.said["ssh -t 192.168.8.1 sudo gateway confirm"].startswith("confirmed")
         (leased,) = [line for line in reader.said["sudo gateway devices"].splitlines() if "192.168.8." in line]
         assert "192.168.8.1/24" in (reader.folder / "gateway.json").read_text()
         assert leased
@@ -111,17 +115,22 @@ def test_first_router() -> None:
 
 
 def test_side_router() -> None:
-    with reading(one_port()) as reader:
+    """All that is typed on the box comes over one SSH connection from the laptop, which proves nothing."""
+    with reading(one_port(), "192.168.1.2") as reader:
         ways = []
         for block in reader.follow("side-router.md"):
             ways.append(block.where)
+            if "confirm" in block.text:
+                with pytest.raises(AssertionError, match="open a second connection"):
+                    reader.type("box", "sudo gateway confirm")
             if "2001:db8:1::1" in block.text:
                 # Said of the first visit: the line stands twice.
                 assert seen(reader, "curl -4 -s http://www.example.com/") == "192.0.2.2"
                 assert seen(reader, "curl -6 -s http://www.example.com/") == "2001:db8:1::2", "the box's"
                 tracked = reader.lab.host("box").run(["conntrack", "-L", "--orig-src", "192.168.1.10"]).out
                 assert "dst=198.51.100.1" in tracked
-        assert ways.count("laptop") == 2
+        assert reader.said["ssh -t 192.168.1.2 sudo gateway confirm"].startswith("confirmed")
+        assert ways.count("laptop") == 3
 
 
 def test_from_sing_box() -> None:
