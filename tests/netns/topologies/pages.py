@@ -142,4 +142,5 @@ class Reader:
             if self._gateway is not None and self._gateway.running:
                 self._signal(signal.SIGKILL)
                 self._gateway.kill()
-            shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
+            for place in ("/run/gateway", "/var/lib/gateway"):
+                shutil.rmtree(Path(place, self.instance), ignore_errors=True)
