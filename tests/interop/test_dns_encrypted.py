@@ -85,7 +85,9 @@ def test_unbound(kind, fields, at):
 @pytest.mark.peer("dnsdist")
 @pytest.mark.peer("unbound")
 @pytest.mark.peer("dig")
-@pytest.mark.parametrize("alpn", [None, "http/1.1", "h2"])
+@pytest.mark.parametrize(
+    "alpn", [None, pytest.param("http/1.1", marks=pytest.mark.slow), pytest.param("h2", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("kind", "fields"), WAYS)
 def test_dnsdist(kind, fields, alpn):
     """HTTP/1.1 where ALPN chooses it."""
@@ -95,6 +97,7 @@ def test_dnsdist(kind, fields, alpn):
         run([server(kind, ports[kind], files, tls={"alpn": alpn} if alpn else {}, **fields)], answers)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("unbound")
 @pytest.mark.peer("dig")
 @pytest.mark.parametrize("kind", ["tls", "https"])

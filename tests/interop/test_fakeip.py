@@ -148,6 +148,7 @@ def test_a_range_comes_round(tmp_path):
     assert seen["ours"][0][0] == seen["ours"][0][6] == [("198.18.0.3", 600)]
 
 
+@pytest.mark.slow
 def test_what_a_client_was_told_holds_after_sigkill(tmp_path):
     port, names = free_port(), free_port()
     with tellers("plain", "named", "addressed") as there:

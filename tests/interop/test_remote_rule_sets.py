@@ -140,7 +140,7 @@ PROXIED = {"near": "plain", "far": "plain", "other": "plain"}
 
 
 @pytest.mark.peer("sing-box")
-@pytest.mark.parametrize("form", ["srs", "json"])
+@pytest.mark.parametrize("form", ["srs", pytest.param("json", marks=pytest.mark.slow)])
 def test_same_as_sing_box(tmp_path, form):
     """Both download the set, ask again by its ETag, and go by the new one when the server has one."""
 

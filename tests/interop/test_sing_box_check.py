@@ -140,6 +140,7 @@ def test_both_take_our_examples(file: Path) -> None:
     assert ours[0], ours[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_both_refuse(name: str, tmp_path: Path) -> None:
     value = WRONG[name]
@@ -151,6 +152,7 @@ def test_both_refuse(name: str, tmp_path: Path) -> None:
     assert str(file) in ours[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATER)
 def test_refused_by_our_check_and_by_the_others_start(name: str, tmp_path: Path) -> None:
     file = tmp_path / "config.json"

@@ -141,6 +141,7 @@ def test_probes_end_when_nobody_uses_it_and_begin_again(tmp_path):
     assert counts["ours"] == counts["theirs"] == (2, True, True)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_before_anything_has_answered(tmp_path):
     """The first member, in both; and who carries UDP is chosen among those that do."""
@@ -200,6 +201,7 @@ def test_what_a_person_sees_and_asks_for(tmp_path, authority):
             assert told(port) == "near"
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_groups_within_groups(tmp_path):
     """A group is as quick as the outbound at its end, and flows find the way down."""

@@ -107,8 +107,12 @@ HIDDEN = pytest.mark.parametrize(
 @HIDDEN
 @pytest.mark.parametrize(
     "more",
-    [{}, {"process_name": ["no-such-program"]}, {"process_path": [PROGRAM], "user_id": [4002]}, {"group": [GROUP]}],
-    ids=["users", "names", "paths", "groups"],
+    [
+        pytest.param({}, id="users", marks=pytest.mark.slow),
+        pytest.param({"process_name": ["no-such-program"]}, id="names", marks=pytest.mark.slow),
+        pytest.param({"process_path": [PROGRAM], "user_id": [4002]}, id="paths"),
+        pytest.param({"group": [GROUP]}, id="groups", marks=pytest.mark.slow),
+    ],
 )
 def test_rules_of_local_flows(lab: Lab, hidden: str, told: str, more: dict[str, Any]) -> None:
     rules = [{"user_id": [4001], "outbound": "far"}, *([{**more, "outbound": "far"}] if more else [])]

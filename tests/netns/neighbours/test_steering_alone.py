@@ -29,8 +29,12 @@ def settings(house: House) -> dict[str, str]:
 
 
 @pytest.fixture(
-    params=[pytest.param(one, id=one.name, marks=[pytest.mark.peer("iptables-nft")] if one.firewall else [])
-            for one in OTHERS]
+    params=[
+        pytest.param(
+            one, id=one.name, marks=[pytest.mark.peer("iptables-nft"), pytest.mark.slow] if one.firewall else []
+        )
+        for one in OTHERS
+    ]
 )  # fmt: skip
 def other(house: House, request: pytest.FixtureRequest) -> Iterator[tuple[House, dict[str, str]]]:
     neighbour: Neighbour = request.param

@@ -77,7 +77,7 @@ def greeted(stage: Turned, sock: socket.socket) -> str:
     return stage.way(sock.recv(200).decode().split()[1])
 
 
-@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("family", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_flows_go_on_whose_verdict_is_the_same(stage: Turned, family: int) -> None:
     one, two = stage.home.sites[1], stage.home.sites[2]
     first, second = (one.ipv4, two.ipv4) if family == 4 else (one.ipv6, two.ipv6)
@@ -93,7 +93,7 @@ def test_flows_go_on_whose_verdict_is_the_same(stage: Turned, family: int) -> No
         talk(direct, "still direct")
 
 
-@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("family", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_flows_move_whose_verdict_changed(stage: Turned, family: int) -> None:
     site = stage.home.sites[1]
     address = site.ipv4 if family == 4 else site.ipv6

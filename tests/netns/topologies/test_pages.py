@@ -114,6 +114,7 @@ def test_first_router() -> None:
         assert not rows.strip(), "as before"
 
 
+@pytest.mark.slow
 def test_side_router() -> None:
     """All that is typed on the box comes over one SSH connection from the laptop, which proves nothing."""
     with reading(one_port(), "192.168.1.2") as reader:
@@ -133,6 +134,7 @@ def test_side_router() -> None:
         assert ways.count("laptop") == 3
 
 
+@pytest.mark.slow
 def test_from_sing_box() -> None:
     with reading(one_port()) as reader:
         far = reader.folder / "far.json"

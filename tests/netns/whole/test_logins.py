@@ -77,6 +77,7 @@ def test_what_this_host_begins_to_a_peer_is_direct(whole: Whole, sshd: Sshd, fam
     assert until(lambda: verdict(whole, DIRECT[family]) == "to_user", 15)
 
 
+@pytest.mark.slow
 def test_a_rule_that_names_the_peer_has_the_last_word(whole: Whole, sshd: Sshd) -> None:
     server = whole.lab.host("server")
     named, other = (WAN[0], "-b", PROXIED[0]), (WAN[1], "-b", DIRECT[1])

@@ -90,7 +90,9 @@ def test_all(running: Whole) -> None:
     assert whole.command("resume").code == 1
 
 
-@pytest.mark.parametrize("by", ["IPv4", "IPv6", "MAC"])
+@pytest.mark.parametrize(
+    "by", [pytest.param("IPv4", marks=pytest.mark.slow), pytest.param("IPv6", marks=pytest.mark.slow), "MAC"]
+)
 def test_one_device(running: Whole, by: str) -> None:
     """By one address, that alone; by its hardware address, all of it. Another device goes by the rules."""
     whole = running
@@ -128,7 +130,7 @@ def from_source(whole: Whole, kind: str, source: str, site: str) -> str:
         return talk(sock)
 
 
-@pytest.mark.parametrize("device", ["", "192.168.7.2"])
+@pytest.mark.parametrize("device", ["", pytest.param("192.168.7.2", marks=pytest.mark.slow)])
 def test_it_runs_out(running: Whole, device: str) -> None:
     whole = running
     said(whole, "pause", "--for", "3s", *(["--device", device] if device else []))
@@ -143,6 +145,7 @@ def test_it_runs_out(running: Whole, device: str) -> None:
     assert ask(whole.folder, {"command": "status"})["paused"] == []
 
 
+@pytest.mark.slow
 def test_names_are_the_plain_router_s(running: Whole) -> None:
     """Whoever is paused is answered by dnsmasq, and by no resolver that does not exist."""
     whole = running
@@ -154,6 +157,7 @@ def test_names_are_the_plain_router_s(running: Whole) -> None:
     assert whole.names(ABSENT) == DIRECT[0]
 
 
+@pytest.mark.slow
 def test_a_reload_keeps_it_and_a_restart_does_not(running: Whole) -> None:
     whole = running
     said(whole, "pause", "--device", "192.168.7.2")
@@ -169,6 +173,7 @@ def test_a_reload_keeps_it_and_a_restart_does_not(running: Whole) -> None:
     assert ask(whole.folder, {"command": "status"})["paused"] == []
 
 
+@pytest.mark.slow
 def test_closed_lets_out_what_is_paused(whole: Whole) -> None:
     """``closed`` is about a gateway that is dead: one that lives says what is direct."""
     whole.start("closed")

@@ -250,6 +250,7 @@ def test_a_gateway_that_dies_or_hangs_is_undone(
     assert "nobody had confirmed its trial: it is undone" in process.err.read_text()
 
 
+@pytest.mark.slow
 def test_a_deadline_that_nobody_is_left_to_heed_is_the_next_one_s_affair(managed: Managed) -> None:
     """Gateway and child are both killed, with the whole cgroup; down finds what the trial had written down."""
     before = managed.settled()
@@ -264,6 +265,7 @@ def test_a_deadline_that_nobody_is_left_to_heed_is_the_next_one_s_affair(managed
     as_before(managed, before)
 
 
+@pytest.mark.slow
 def test_the_trial_ends_with_the_child_that_holds_its_deadline(managed: Managed) -> None:
     before = managed.settled()
     process = managed.start(60)
@@ -274,6 +276,7 @@ def test_the_trial_ends_with_the_child_that_holds_its_deadline(managed: Managed)
     as_before(managed, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGTERM", "down"])
 def test_whoever_ends_it_unconfirmed_undoes_it(managed: Managed, how: str) -> None:
     before = managed.settled()
@@ -327,6 +330,7 @@ def unnumbered(found: dict[str, str]) -> dict[str, str]:
     return {**found, "processes": "\n".join(sorted(rows)), "nft": nft}
 
 
+@pytest.mark.slow
 def test_the_child_is_small(managed: Managed, figure: Any) -> None:
     managed.start(60)
     (pid,) = rescues(managed.whole)

@@ -93,6 +93,7 @@ def call(library: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_without_re2(tmp_path: Path) -> None:
     """All goes on, but for what it is needed for, which is refused with its place."""
     plain, regex = tmp_path / "plain.json", tmp_path / "regex.json"
@@ -106,6 +107,7 @@ def test_without_re2(tmp_path: Path) -> None:
     assert call("nothing", "check", "-c", str(regex)).returncode == 0, "it is RE2 that was missing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["uvloop", "bcc", "nftables"])
 def test_without(library: str) -> None:
     """Every module of the gateway can be read (where it is used: tests/interop/test_service.py, netns/whole)."""

@@ -212,6 +212,7 @@ def test_every_source_is_no_question_of_a_socket() -> None:
     assert made.lookup("tcp", 443, 6, int(six), socket=0)[1] is Verdict.USER
 
 
+@pytest.mark.slow
 def test_rules_that_no_order_of_questions_makes_small() -> None:
     """Of each of many users first one thing and then another: 2 ** 26 combinations."""
     users = range(1000, 1026)
@@ -265,6 +266,7 @@ def test_processes() -> None:
     assert look(made, "192.0.2.1", 443) == "DIRECT", "a forwarded flow has no process"
 
 
+@pytest.mark.slow
 def test_more_than_fits_is_sniffed() -> None:
     rules = {"rules": [{"port": 1000 + n, "ip_cidr": f"192.0.2.{n}", "outbound": "vps"} for n in range(70)]
              + [{"process_name": f"p{n}", "port": 2000 + n, "outbound": "vps"} for n in range(40)]}  # fmt: skip

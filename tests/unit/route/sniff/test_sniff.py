@@ -170,6 +170,7 @@ def test_never_raises(data, head):
     sniff_packet(head + data, None, PacketState())
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_never_raises_on_damaged_hellos(data):
