@@ -33,8 +33,7 @@ REDIRECTS = "net/ipv4/conf/{}/send_redirects"
 
 class Lans:
     """``servers()`` gives the upstream name servers for dnsmasq; call ``refresh`` when they change (``Uplinks.watch``).
-    ``arms``: LANs that are uplinks too, which have their addresses from there. ``problems``: LAN interface or
-    "dnsmasq" -> one line for a person."""
+    ``arms``: LANs that are uplinks too, which have their addresses from there."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class Lans:
         cgroup: Path | None = None,
         arms: Collection[str] = (),
     ) -> None:
-        self.problems: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self.daemon = Daemon(run, state, record, program=program, cgroup=cgroup)
         self._options = tuple(options)
         self._arms = frozenset(arms)
@@ -62,6 +61,11 @@ class Lans:
         """Bridges were filtered when we came."""
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """LAN interface or "dnsmasq" -> one line for a person."""
+        return self._problems | ({"dnsmasq": self.daemon.problem} if self.daemon.problem else {})
 
     @property
     def addresses(self) -> frozenset[IP]:
@@ -111,7 +115,7 @@ class Lans:
         self.daemon.set_servers(ip for ip in self._servers() if ip not in self.addresses)
 
     async def _serve(self) -> None:
-        self.problems.pop("dnsmasq", None)
+        self._problems.pop("dnsmasq", None)
         # Without an address of ours a LAN is somebody else's, who answers for names there.
         served = [lan for lan in self._options if lan.address or lan.interface in self._arms]
         if not served:
@@ -122,7 +126,7 @@ class Lans:
         try:
             await self.daemon.start(text)
         except (KernelError, OSError) as error:
-            self.problems["dnsmasq"] = str(error)
+            self._problems["dnsmasq"] = str(error)
             log.warning("%s", error)
 
     def _links(self, names: frozenset[str]) -> None:
@@ -154,15 +158,15 @@ class Lans:
                     await self._netlink.filter_bridge(name)
                 for name in filter(_is_on, BRIDGES):
                     sysctl.write(name, 0, self._record)
-            self.problems.pop("bridges", None)
+            self._problems.pop("bridges", None)
         except KernelError as error:
-            self.problems["bridges"] = f"LANs that are bridges cannot be steered: {error}"
-            log.warning("%s", self.problems["bridges"])
+            self._problems["bridges"] = f"LANs that are bridges cannot be steered: {error}"
+            log.warning("%s", self._problems["bridges"])
 
     async def _apply(self, lan: LanOptions) -> None:
         absent = [port for port in lan.ports if port not in self._monitor.links]
         if lan.interface not in self._monitor.links and not lan.ports:
-            self.problems[lan.interface] = "interface is absent"
+            self._problems[lan.interface] = "interface is absent"
             return
         try:
             if lan.ports:
@@ -180,11 +184,11 @@ class Lans:
                 await self._netlink.set_link(lan.interface, up=True)
                 wanted = [Address(lan.interface, prefix.ip, prefix.length) for prefix in lan.address]
                 await self._netlink.reconcile(lan.interface, wanted, ())
-            self.problems.pop(lan.interface, None)
+            self._problems.pop(lan.interface, None)
             if absent:
-                self.problems[lan.interface] = f"serves without {', '.join(absent)}: absent"
+                self._problems[lan.interface] = f"serves without {', '.join(absent)}: absent"
         except KernelError as error:
-            self.problems[lan.interface] = str(error)
+            self._problems[lan.interface] = str(error)
             log.warning("%s: %s", lan.interface, error)
             asyncio.get_running_loop().call_later(RETRY, self._dirty.set)
 

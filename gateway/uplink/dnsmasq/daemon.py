@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 RESTART = (1.0, 30.0)
 """First and longest pause before a dnsmasq that died is started again."""
+STEADY = 3.0
+"""Seconds after which a dnsmasq that is started again counts as running."""
 HEALTHY = 60.0
 """Seconds it must have run for the pause to start small again."""
 KILL_WAIT = 5.0
@@ -74,13 +76,15 @@ def installed() -> str:
     return program
 
 
-def spawn(program: str, argument: str) -> int:
-    """Start it with ``argument``, detached; its number. Raises KernelError."""
+def spawn(program: str, argument: str, errors: str | Path = os.devnull) -> int:
+    """Start it with ``argument``, detached; its number. ``errors``: the file for what it says on standard error. Raises
+    KernelError."""
     try:
-        child = subprocess.Popen(
-            [program, "--keep-in-foreground", argument],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        with open(errors, "wb") as file:
+            child = subprocess.Popen(
+                [program, "--keep-in-foreground", argument],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True,
+            )  # fmt: skip
     except OSError as error:
         raise KernelError("start dnsmasq", error.errno or 0) from error
     # It outlives us on purpose: no warning that it was not waited for.
@@ -111,7 +115,10 @@ class Daemon:
         self.config = self.folder / "dnsmasq.conf"
         self.servers = self.folder / "resolv.conf"
         self.leases = state / "dnsmasq.leases"
+        self.errors = self.folder / "errors"
         self.pid = 0
+        self.problem = ""
+        """Why it does not run, for a person; "" where it does."""
         self._argument = argument_of(run)
         self._record = record
         self._program = program
@@ -124,6 +131,7 @@ class Daemon:
         """Run dnsmasq with the configuration ``text``: adopt one that has it, else replace it. Watch it from now.
         Raises KernelError where dnsmasq is not installed or refuses the configuration."""
         await self.stop()
+        self.problem = ""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.leases.parent.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
@@ -177,7 +185,7 @@ class Daemon:
         return self._program or installed()
 
     def _spawn(self) -> None:
-        self.pid = spawn(self._executable(), self._argument)
+        self.pid = spawn(self._executable(), self._argument, self.errors)
         if self._cgroup is not None:
             try:
                 (self._cgroup / "cgroup.procs").write_text(str(self.pid))
@@ -186,17 +194,30 @@ class Daemon:
         log.info("dnsmasq %d started", self.pid)
 
     async def _watch(self) -> None:
-        pause, began = RESTART[0], time.monotonic()
+        pause = RESTART[0]
         while True:
-            await _gone(self.pid)
-            log.warning("dnsmasq %d ended", self.pid)
-            pause = RESTART[0] if time.monotonic() - began > HEALTHY else min(pause * 2, RESTART[1])
-            await asyncio.sleep(pause)
-            began = time.monotonic()
+            began, steady = time.monotonic(), False
             try:
-                self._spawn()
-            except KernelError as error:
-                log.warning("%s", error)
+                await asyncio.wait_for(_gone(self.pid), STEADY)
+            except TimeoutError:
+                steady, self.problem = True, ""
+                await _gone(self.pid)
+            self.problem = "it has ended" if steady else f"it ends as soon as it is started: {_last(self.errors)}"
+            pause = RESTART[0] if time.monotonic() - began > HEALTHY else min(pause * 2, RESTART[1])
+            log.warning("dnsmasq %d: %s; again in %.0f s", self.pid, self.problem, pause)
+            await asyncio.sleep(pause)
+            while not self._again():
+                pause = min(pause * 2, RESTART[1])
+                await asyncio.sleep(pause)
+
+    def _again(self) -> bool:
+        try:
+            self._spawn()
+        except (KernelError, OSError) as error:
+            self.problem = str(error)
+            log.warning("%s", error)
+            return False
+        return True
 
 
 async def _gone(pid: int) -> None:
@@ -233,6 +254,11 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _last(path: Path) -> str:
+    """Its last line."""
+    return next((line for line in reversed(_read(path).splitlines()) if line.strip()), "without a word")
 
 
 def _write(path: Path, text: str) -> None:

@@ -50,6 +50,8 @@ def live(whole: Whole, fail: str) -> None:
     """Start, carry flows, reload, stop, start again over what stands, and undo it all."""
     # By userspace, which has to find the owner of a socket of somebody else; and by the process programs.
     whole.rules = [{"user_id": [4001], "process_path_regex": ["/python3[^/]*$"], "outbound": "far"}]
+    # An address that it makes of the gateway's advertisements would be another one than the test looks for.
+    whole.client.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0"], check=True)
     whole.start(fail, lans=[LAN])
     status = ask(whole.folder, {"command": "status"})
     assert status["refused"] == {}

@@ -163,6 +163,30 @@ def test_refused_configuration(net: Net) -> None:
     inside(net.router, main)
 
 
+def test_a_dnsmasq_that_does_not_stay_is_told(net: Net) -> None:
+    """Somebody else has its port; then he goes."""
+    words = ["-k", "--conf-file=/dev/null", "--no-resolv", "--user=root", "--pid-file", "--port=5353"]
+    other = net.start(net.router, peer("dnsmasq"), *words)
+    inside(net.router, lambda: until(lambda: ":5353" in sh("ip", "netns", "exec", net.router, "ss", "-lun"), 5))
+
+    async def main() -> None:
+        one = daemon.Daemon(net.tmp / "run", net.tmp / "state", lambda step: None, program=peer("dnsmasq"))
+        await one.start("port=5353\nno-resolv\n")
+        try:
+            await until(lambda: "ends as soon as it is started: " in one.problem, 5)
+            assert "Address already in use" in one.problem
+            net.stop(other)
+            await until(lambda: not one.problem, 20)
+            os.kill(one.pid, signal.SIGKILL)
+            await until(lambda: one.problem == "it has ended", 5)
+            await until(lambda: not one.problem, 20)
+        finally:
+            await one.stop()
+            daemon.undo({"argument": daemon.argument_of(net.tmp / "run")})
+
+    inside(net.router, main)
+
+
 PATHS = {"servers": "/run/x/resolv.conf", "leases": "/run/x/leases", "log": "/run/x/log"}
 
 
