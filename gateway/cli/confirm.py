@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 
 from gateway.cli import instance
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "confirm", "here": arguments.here})
-    if not answer.get("ok"):
-        raise GatewayError(answer.get("error", "refused"))
+    instance.ask(arguments, {"command": "confirm", "here": arguments.here})
     print("confirmed: the gateway stays")
-    for one in ask(folder, {"command": "status"}).get("uplinks", ()):
+    for one in instance.ask(arguments, {"command": "status"}).get("uplinks", ()):
         if not one["ready"]:
             waits = one["problem"] or "not ready"
             print(

@@ -9,8 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from gateway.cli import instance
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 HEAD = ("ADDRESS", "MAC", "NAME", "SINCE", "UNTIL")
 
@@ -21,10 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "devices"})
-    if not answer.pop("ok", False):
-        raise GatewayError(answer.get("error", "refused"))
+    answer = instance.ask(arguments, {"command": "devices"})
     print(json.dumps(answer) if arguments.json else table(answer["devices"]))
     return 0
 

@@ -15,7 +15,7 @@ from gateway.box import kept_copies, rule_sets
 from gateway.cli import configuration, instance
 from gateway.core.errors import GatewayError
 from gateway.prediction import offline
-from gateway.service.control import alive, ask
+from gateway.service.control import alive
 from gateway.service.rule_sets import absent
 
 
@@ -49,9 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         request |= {"uid": entry.pw_uid, "gids": os.getgrouplist(entry.pw_name, entry.pw_gid)}
     folder, state = instance.folders(arguments)
     if not arguments.config and alive(folder / "control.sock"):
-        answer = ask(folder, request)
-        if not answer.pop("ok", False):
-            raise GatewayError(answer.get("error", "refused"))
+        answer = instance.ask(arguments, request)
     else:
         config = configuration.configuration(arguments)
         copies = kept_copies(config, state)

@@ -12,9 +12,7 @@ from typing import Any, get_args
 
 from gateway.cli import instance
 from gateway.core.account import By
-from gateway.core.errors import GatewayError
 from gateway.flows import KEYS
-from gateway.service.control import ask
 
 WIDTH = 120
 HEAD = ("PLANE", "NET", "SOURCE", "DESTINATION", "OUTBOUND", "UP", "DOWN", "AGE", "RULE")
@@ -51,13 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
     request = {"command": "flows", "sort": arguments.sort, "filter": arguments.filter, "interval": arguments.interval}
     if arguments.by:
         request["by"] = arguments.by
-    answer = ask(folder, request, PATIENCE + max(arguments.interval, 0.0))
-    if not answer.pop("ok", False):
-        raise GatewayError(answer.get("error", "refused"))
+    answer = instance.ask(arguments, request, PATIENCE + max(arguments.interval, 0.0))
     if arguments.by:
         print(json.dumps(answer) if arguments.json else "\n".join(totals(answer["totals"], arguments.by)))
         return 0

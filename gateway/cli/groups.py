@@ -7,8 +7,6 @@ import json
 from typing import Any
 
 from gateway.cli import instance
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "groups"})
-    if not answer.pop("ok", False):
-        raise GatewayError(answer.get("error", "refused"))
+    answer = instance.ask(arguments, {"command": "groups"})
     print(json.dumps(answer) if arguments.json else "\n".join(map(line, answer["groups"])) or "no groups")
     return 0
 

@@ -9,8 +9,6 @@ import argparse
 
 from gateway.cli import instance
 from gateway.config.fields import Duration
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +28,7 @@ def duration(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "pause", "device": arguments.device, "seconds": arguments.seconds})
-    if not answer.get("ok"):
-        raise GatewayError(answer.get("error", "refused"))
+    answer = instance.ask(arguments, {"command": "pause", "device": arguments.device, "seconds": arguments.seconds})
     device = answer["device"]
     whose = f"of {answer['name'] or device}" if device else "from the LANs and of this host"
     print(f"what begins now {whose} is direct, what runs goes on; gateway resume ends it")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 
 from gateway.cli import instance
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "resume", "device": arguments.device})
-    if not answer.get("ok"):
-        raise GatewayError(answer.get("error", "refused"))
+    instance.ask(arguments, {"command": "resume", "device": arguments.device})
     print("new flows go by the rules again; what began in the pause goes on directly")
     return 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 
 from gateway.cli import instance
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "select", "group": arguments.group, "member": arguments.member})
-    if not answer.pop("ok", False):
-        raise GatewayError(answer.get("error", "refused"))
+    instance.ask(arguments, {"command": "select", "group": arguments.group, "member": arguments.member})
     return 0

@@ -10,11 +10,9 @@ from typing import Any
 from gateway.cli import groups, instance
 from gateway.cli.flows import size
 from gateway.config.fields import Duration, format_duration
-from gateway.core.errors import GatewayError
 from gateway.kernel.probe import conflicts
 from gateway.kernel.probe.limits import FULL, REMEDY
 from gateway.route.explain import line
-from gateway.service.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "status"})
-    if not answer.pop("ok", False):
-        raise GatewayError(answer.get("error", "refused"))
+    answer = instance.ask(arguments, {"command": "status"})
     hindered = [finding for finding in conflicts() if not finding.ok and finding.needed] if "steering" in answer else []
     if arguments.json:
         print(json.dumps({**answer, "conflicts": [asdict(finding) for finding in hindered]}))

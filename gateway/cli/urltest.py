@@ -7,8 +7,6 @@ import json
 
 from gateway.cli import instance
 from gateway.cli.groups import line
-from gateway.core.errors import GatewayError
-from gateway.service.control import ask
 
 PATIENCE = 60.0
 """Seconds that the probes of a large group may take."""
@@ -21,9 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder, _ = instance.folders(arguments)
-    answer = ask(folder, {"command": "urltest", "group": arguments.group}, PATIENCE)
-    if not answer.pop("ok", False):
-        raise GatewayError(answer.get("error", "refused"))
+    answer = instance.ask(arguments, {"command": "urltest", "group": arguments.group}, PATIENCE)
     print(json.dumps(answer) if arguments.json else line(answer["group"]))
     return 0

@@ -171,7 +171,7 @@ def test_status_tells_what_a_relaxed_mode_skips(
         "skipped": [{"rule": 3, "match": "domain=far.example", "action": "Route", "outbound": "vps"}],
     }  # fmt: skip
     monkeypatch.setattr(status_command, "conflicts", lambda: ())
-    monkeypatch.setattr(status_command, "ask", lambda folder, request: dict(answer))
+    monkeypatch.setattr(instance, "ask", lambda arguments, request: dict(answer))
     assert main(["status"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  rule 3 (Route): domain=far.example -> vps" in lines
