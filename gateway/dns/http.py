@@ -28,7 +28,7 @@ from h2.exceptions import ProtocolError
 from gateway.core.errors import GatewayError, PeerError
 from gateway.core.stream import Stream
 from gateway.dns import message
-from gateway.dns.pool import Closed, promise
+from gateway.dns.pool import Closed, Multiplexed
 
 MIME = "application/dns-message"
 CHUNK = 65536
@@ -76,36 +76,23 @@ class Waiting:
         self.body = bytearray()
 
 
-class H2Line:
+class H2Line(Multiplexed):
     """HTTP/2."""
 
     def __init__(self, stream: Stream, request: Request, server: str) -> None:
-        self._stream = stream
+        super().__init__(stream, server)
         self._request = request
-        self._server = server
         self._h2 = H2Connection(H2Configuration(client_side=True))
-        self._waiting: dict[int, Waiting] = {}
-        self._asking = 0
-        self._writing = asyncio.Lock()
-        self._retired = False
-        self.closed = False
-        self.heard = 0
         self._h2.initiate_connection()
-        self._task = asyncio.ensure_future(self._read())
+        self._waiting: dict[int, Waiting] = {}
 
     @property
     def room(self) -> int:
         return min(self._h2.remote_settings.max_concurrent_streams, 4096)
 
-    @property
-    def busy(self) -> int:
-        return self._asking
-
-    async def ask(self, query: bytes) -> bytes:
-        self._asking += 1
-        number = 0
+    async def _exchange(self, query: bytes) -> bytes:
+        number, waiting = self._begin(query)
         try:
-            number, waiting = self._begin(query)
             await self._flush()
             await waiting.future
             return checked(waiting.status, bytes(waiting.body), query, self._server)
@@ -113,10 +100,7 @@ class H2Line:
             self._abandon(number)
             raise
         finally:
-            self._asking -= 1
-            self._waiting.pop(number, None)
-            if self._retired and not self._asking:
-                self.close()
+            del self._waiting[number]
 
     def _begin(self, query: bytes) -> tuple[int, Waiting]:
         method, target, fields, body = self._request.of(query)
@@ -135,27 +119,18 @@ class H2Line:
         except (ProtocolError, Closed) as error:
             self.retire()
             raise error if isinstance(error, Closed) else Closed(f"{self._server}: {error}") from error
-        waiting = self._waiting[number] = Waiting(promise())
+        waiting = self._waiting[number] = Waiting(self._promise())
         return number, waiting
 
     def _abandon(self, number: int) -> None:
-        if number in self._waiting and not self.closed:
+        if not self.closed:
             try:
                 self._h2.reset_stream(number, ErrorCodes.CANCEL)
             except ProtocolError:
                 pass  # it has ended meanwhile
 
     async def _flush(self) -> None:
-        try:
-            async with self._writing:
-                if data := self._h2.data_to_send():
-                    await self._stream.write(data)
-        except OSError as error:
-            self.close()
-            raise Closed(f"{self._server}: {error.strerror or error}") from error
-        except BaseException:
-            self.close()  # half a frame may be on its way
-            raise
+        await self._write(self._h2.data_to_send)
 
     async def _read(self) -> None:
         said = "closed the connection"
@@ -199,21 +174,6 @@ class H2Line:
     def _fail(waiting: Waiting, error: Exception) -> None:
         if not waiting.future.done():
             waiting.future.set_exception(error)
-
-    def retire(self) -> None:
-        self.closed = self._retired = True
-        if not self._asking:
-            self.close()
-
-    def close(self) -> None:
-        self._task.cancel()
-        self._end("closed")
-
-    def _end(self, said: str) -> None:
-        self.closed = True
-        self._stream.close()
-        for waiting in self._waiting.values():
-            self._fail(waiting, Closed(f"{self._server}: {said}"))
 
 
 class H1Line:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from gateway.core.errors import DialError
+from gateway.core.stream import Stream
 
 MOST = 8
 """Connections."""
@@ -54,11 +55,76 @@ class Line(Protocol):
     def close(self) -> None: ...
 
 
-def promise() -> asyncio.Future[Any]:
-    """A future whose error need not be looked at: who waited may be gone when the connection ends."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return future
+class Multiplexed:
+    """A ``Line`` with many queries at a time over one stream: how it is written to, and how it ends. What is spoken is
+    in ``_exchange``, one query's, and ``_read``, which runs as long as the line and calls ``_end``."""
+
+    def __init__(self, stream: Stream, server: str) -> None:
+        self._stream = stream
+        self._server = server
+        self._promises: set[asyncio.Future[Any]] = set()
+        self._writing = asyncio.Lock()
+        self._retired = False
+        self.busy = 0
+        self.closed = False
+        self.heard = 0
+        self._task = asyncio.ensure_future(self._read())
+
+    async def ask(self, query: bytes) -> bytes:
+        self.busy += 1
+        try:
+            return await self._exchange(query)
+        finally:
+            self.busy -= 1
+            if self._retired and not self.busy:
+                self.close()
+
+    async def _exchange(self, query: bytes) -> bytes:
+        raise NotImplementedError
+
+    async def _read(self) -> None:
+        raise NotImplementedError
+
+    def _promise(self) -> asyncio.Future[Any]:
+        """A future that fails with the line. Its error need not be looked at: who waited may be gone then."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._promises.add(future)
+        future.add_done_callback(self._settled)
+        return future
+
+    def _settled(self, future: asyncio.Future[Any]) -> None:
+        self._promises.discard(future)
+        if not future.cancelled():
+            future.exception()
+
+    async def _write(self, data: Callable[[], bytes]) -> None:
+        """What ``data`` gives once it is its turn; nothing of nothing. Raises Closed."""
+        try:
+            async with self._writing:
+                if wire := data():
+                    await self._stream.write(wire)
+        except OSError as error:
+            self.close()
+            raise Closed(f"{self._server}: {error.strerror or error}") from error
+        except BaseException:
+            self.close()  # half a message may be on its way
+            raise
+
+    def retire(self) -> None:
+        self.closed = self._retired = True
+        if not self.busy:
+            self.close()
+
+    def close(self) -> None:
+        self._task.cancel()
+        self._end("closed")
+
+    def _end(self, said: str) -> None:
+        self.closed = True
+        self._stream.close()
+        for future in self._promises:
+            if not future.done():
+                future.set_exception(Closed(f"{self._server}: {said}"))
 
 
 class Pool:

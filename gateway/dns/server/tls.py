@@ -14,7 +14,7 @@ from gateway.core.contracts import Wiring
 from gateway.core.errors import GatewayError
 from gateway.core.stream import Stream
 from gateway.dns import message
-from gateway.dns.pool import Closed, Line, Pool, promise
+from gateway.dns.pool import Line, Multiplexed, Pool
 from gateway.tls.options import OutboundTLSOptions
 from gateway.transport.dial import Dialer
 from gateway.transport.remote import client, secure
@@ -51,49 +51,26 @@ class Server:
         self._pool.close()
 
 
-class Pipeline:
-    """See ``dns.pool.Line``. Two bytes of length stand before each message (RFC 1035 section 4.2.2)."""
+class Pipeline(Multiplexed):
+    """Two bytes of length stand before each message (RFC 1035 section 4.2.2)."""
 
     room = 4096
 
     def __init__(self, stream: Stream, server: str) -> None:
-        self._stream = stream
-        self._server = server
+        super().__init__(stream, server)
         self._waiting: dict[int, tuple[bytes, asyncio.Future[bytes]]] = {}
-        self._writing = asyncio.Lock()
-        self._retired = False
-        self.closed = False
-        self.heard = 0
-        self._task = asyncio.ensure_future(self._read())
 
-    @property
-    def busy(self) -> int:
-        return len(self._waiting)
-
-    async def ask(self, query: bytes) -> bytes:
+    async def _exchange(self, query: bytes) -> bytes:
         ident = secrets.randbelow(65536)
         while ident in self._waiting:
             ident = secrets.randbelow(65536)
-        future: asyncio.Future[bytes] = promise()
+        future: asyncio.Future[bytes] = self._promise()
         self._waiting[ident] = (query, future)
         try:
-            await self._send(len(query).to_bytes(2, "big") + ident.to_bytes(2, "big") + query[2:])
+            await self._write(lambda: len(query).to_bytes(2, "big") + ident.to_bytes(2, "big") + query[2:])
             return query[:2] + (await future)[2:]
         finally:
-            self._waiting.pop(ident, None)
-            if self._retired and not self._waiting:
-                self.close()
-
-    async def _send(self, data: bytes) -> None:
-        try:
-            async with self._writing:
-                await self._stream.write(data)
-        except OSError as error:
-            self.close()
-            raise Closed(f"{self._server}: {error.strerror or error}") from error
-        except BaseException:
-            self.close()  # half a message may be on its way
-            raise
+            del self._waiting[ident]
 
     async def _read(self) -> None:
         said = "closed the connection"
@@ -113,19 +90,3 @@ class Pipeline:
         query, future = self._waiting.get(int.from_bytes(answer[:2], "big"), (b"", None))
         if future is not None and not future.done() and message.answers(answer, query):
             future.set_result(answer)
-
-    def retire(self) -> None:
-        self.closed = self._retired = True
-        if not self._waiting:
-            self.close()
-
-    def close(self) -> None:
-        self._task.cancel()
-        self._end("closed")
-
-    def _end(self, said: str) -> None:
-        self.closed = True
-        self._stream.close()
-        for _, future in self._waiting.values():
-            if not future.done():
-                future.set_exception(Closed(f"{self._server}: {said}"))
