@@ -11,12 +11,18 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from gateway.config.fields import Duration, FwMark, UDPTimeout
+from gateway.config.fields import Duration, FwMark, UDPTimeout, as_list
 
 Strategy = Literal["", "prefer_ipv4", "prefer_ipv6", "ipv4_only", "ipv6_only"]
 NetworkName = Literal["tcp", "udp"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 NetworkList = NetworkName | list[NetworkName] | None
+
+
+def networks(named: NetworkList) -> frozenset[NetworkName]:
+    """Those of a ``network`` field: both where it names none."""
+    wanted: list[NetworkName] = as_list(named) or ["tcp", "udp"]
+    return frozenset(wanted)
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

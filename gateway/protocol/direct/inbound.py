@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.flow import Flow
@@ -24,9 +23,9 @@ class Inbound:
         self.tag = tag
         self._options = options
         self._wiring = wiring
-        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
-        self._stream = StreamListener(options, wiring, self._serve) if "tcp" in networks else None
-        self._packet = PacketListener(options, wiring, self._datagram) if "udp" in networks else None
+        wanted = networks(options.network)
+        self._stream = StreamListener(options, wiring, self._serve) if "tcp" in wanted else None
+        self._packet = PacketListener(options, wiring, self._datagram) if "udp" in wanted else None
         self._known: dict[Address, tuple[Flow, Receiver]] = {}
 
     async def start(self) -> None:

@@ -11,6 +11,7 @@ from gateway.core.flow import Flow, Network
 from gateway.core.stream import PacketConn, Stream
 from gateway.protocol.http import codec
 from gateway.protocol.http.options import OutboundOptions
+from gateway.transport.handshake import handshake
 from gateway.transport.remote import Remote
 
 HANDSHAKE = 15.0
@@ -31,18 +32,12 @@ class Outbound:
         options = self._options
         stream = await self._remote.connect(flow)
         shake = codec.Connect(destination, options.username, options.password, self._headers, options.path)
-        try:
+        with handshake("http", stream):
             async with asyncio.timeout(HANDSHAKE):
                 await stream.write(shake.hello())
                 while not shake.receive(data := await stream.read()):
                     if not data:
                         raise PeerError("proxy closed the connection")
-        except (OSError, PeerError, TimeoutError) as error:
-            stream.close()
-            raise DialError(f"http: {error or 'timeout'}", "handshake") from error
-        except BaseException:
-            stream.close()
-            raise
         stream.unread(shake.rest)
         return stream
 

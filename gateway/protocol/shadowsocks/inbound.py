@@ -10,8 +10,7 @@ import asyncio
 import os
 import time
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core import socksaddr
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
@@ -54,9 +53,9 @@ class Inbound:
         self._seen = SaltFilter()
         self._drains = 0
         self._packets = packet.Server(method, self._users, os.urandom, time.time, self._key, self._identities)
-        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
-        self._stream = StreamListener(options, wiring, self._serve) if "tcp" in networks else None
-        self._packet = PacketListener(options, wiring, self._datagram) if "udp" in networks else None
+        wanted = networks(options.network)
+        self._stream = StreamListener(options, wiring, self._serve) if "tcp" in wanted else None
+        self._packet = PacketListener(options, wiring, self._datagram) if "udp" in wanted else None
 
     async def start(self) -> None:
         for listener in (self._stream, self._packet):

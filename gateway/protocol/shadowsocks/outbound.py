@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import time
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core import socksaddr
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
-from gateway.core.errors import AuthError, DialError, LocalError, PeerError
+from gateway.core.errors import AuthError, LocalError, PeerError
 from gateway.core.flow import Flow
 from gateway.core.stream import Buffer, PacketConn, Receiver, Stream, datagrams
 from gateway.protocol.shadowsocks import codec, packet
 from gateway.protocol.shadowsocks.cipher import METHODS, client_keys
 from gateway.protocol.shadowsocks.options import OutboundOptions
 from gateway.transport.dial import Dialer
+from gateway.transport.handshake import handshake
 from gateway.transport.layered import add_layer
 
 
@@ -25,8 +25,7 @@ class Outbound:
 
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
-        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
-        self.networks = frozenset(networks)
+        self.networks = networks(options.network)
         self._wiring = wiring
         self._server = Address.of(options.server, options.server_port)
         self._method = METHODS[options.method]
@@ -37,19 +36,13 @@ class Outbound:
         """The request goes out at once, without waiting for the client's first bytes: where the server speaks first
         there are none."""
         stream = await self._dialer.connect(self._server, flow)
-        try:
+        with handshake("shadowsocks", stream):
             if not self._method.key:
                 await stream.write(socksaddr.write(destination))
                 return stream
             layer = codec.Client(self._method, self._keys, destination, os.urandom, time.time)
             await stream.write(layer.hello())
             return add_layer(self._wiring.edge, stream, layer)
-        except (OSError, LocalError) as error:
-            stream.close()
-            raise DialError(f"shadowsocks: {error}", "handshake") from error
-        except BaseException:
-            stream.close()
-            raise
 
     async def open_packets(self, flow: Flow, destination: Address) -> PacketConn:
         inner = await self._dialer.open_packets(self._server, flow)

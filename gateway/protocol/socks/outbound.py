@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.errors import DialError, LocalError, PeerError
@@ -14,6 +13,7 @@ from gateway.core.stream import Buffer, PacketConn, Receiver, Stream, datagrams
 from gateway.protocol.socks import codec
 from gateway.protocol.socks.options import OutboundOptions
 from gateway.transport.dial import Dialer
+from gateway.transport.handshake import handshake
 
 HANDSHAKE = 15.0
 """Seconds that the server may take to connect."""
@@ -25,9 +25,8 @@ class Outbound:
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
         self._version: codec.Version = options.version or "5"
-        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
         # SOCKS 4 has no UDP.
-        self.networks = frozenset(name for name in networks if name == "tcp" or self._version == "5")
+        self.networks = frozenset(name for name in networks(options.network) if name == "tcp" or self._version == "5")
         self._wiring = wiring
         self._options = options
         self._server = Address.of(options.server, options.server_port)
@@ -45,7 +44,7 @@ class Outbound:
     async def _shake(self, flow: Flow, destination: Address, command: int) -> tuple[Stream, Address]:
         options = self._options
         stream = await self._dialer.connect(self._server, flow)
-        try:
+        with handshake("socks", stream):
             async with asyncio.timeout(HANDSHAKE):
                 client = codec.Client(self._version, destination, command, options.username, options.password)
                 await stream.write(client.hello())
@@ -56,12 +55,6 @@ class Outbound:
                     answer = client.receive(data)
                     if answer:
                         await stream.write(answer)
-        except (OSError, PeerError, LocalError, TimeoutError) as error:
-            stream.close()
-            raise DialError(f"socks: {error or 'timeout'}", "handshake") from error
-        except BaseException:
-            stream.close()
-            raise
         stream.unread(client.rest)
         return stream, client.bound
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
 from gateway.core.flow import Flow
@@ -43,7 +42,7 @@ class Inbound:
         self.port = options.listen_port
         self._options = options
         self._wiring = wiring
-        self._networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
+        self._networks = networks(options.network)
         self._acceptors: list[Acceptor] = []
         self._ports: list[Port] = []
         self._known: dict[tuple[SockAddr, bytes], tuple[Flow, Receiver] | None] = {}

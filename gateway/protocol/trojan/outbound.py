@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
-from gateway.core.errors import DialError, LocalError, PeerError
 from gateway.core.flow import Flow
 from gateway.core.stream import PacketConn, Stream
 from gateway.protocol.trojan import codec
 from gateway.protocol.trojan.options import OutboundOptions
 from gateway.transport.carried import Packets
+from gateway.transport.handshake import handshake
 from gateway.transport.remote import Remote
 
 
@@ -20,8 +19,7 @@ class Outbound:
 
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
-        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
-        self.networks = frozenset(networks)
+        self.networks = networks(options.network)
         self._wiring = wiring
         self._key = codec.key(options.password)
         self._remote = Remote(options, wiring)
@@ -33,14 +31,8 @@ class Outbound:
 
     async def _request(self, flow: Flow, command: int, destination: Address) -> Stream:
         stream = await self._remote.connect(flow)
-        try:
+        with handshake("trojan", stream):
             await stream.write(codec.request(self._key, command, destination))
-        except (OSError, PeerError, LocalError) as error:
-            stream.close()
-            raise DialError(f"trojan: {error}", "handshake") from error
-        except BaseException:
-            stream.close()
-            raise
         return stream
 
     async def open_packets(self, flow: Flow, destination: Address) -> PacketConn:

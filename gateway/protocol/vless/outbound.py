@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from gateway.config.fields import as_list
-from gateway.config.shared import NetworkName
+from gateway.config.shared import networks
 from gateway.core.address import Address
 from gateway.core.contracts import Wiring
-from gateway.core.errors import DialError, LocalError, PeerError
+from gateway.core.errors import DialError
 from gateway.core.flow import Flow
 from gateway.core.stream import PacketConn, Stream
 from gateway.protocol.vless import codec, packet
 from gateway.protocol.vless.apart import Apart
 from gateway.protocol.vless.options import OutboundOptions
 from gateway.transport.carried import Packets
+from gateway.transport.handshake import handshake
 from gateway.transport.layered import add_layer
 from gateway.transport.remote import Remote
 
@@ -22,8 +22,7 @@ class Outbound:
 
     def __init__(self, tag: str, options: OutboundOptions, wiring: Wiring) -> None:
         self.tag = tag
-        networks: list[NetworkName] = as_list(options.network) or ["tcp", "udp"]
-        self.networks = frozenset(networks)
+        self.networks = networks(options.network)
         self._wiring = wiring
         self._user = codec.identity(options.uuid)
         self._encoding = "xudp" if options.packet_encoding is None else options.packet_encoding
@@ -36,15 +35,9 @@ class Outbound:
 
     async def _request(self, flow: Flow, command: int, destination: Address | None) -> Stream:
         stream = await self._remote.connect(flow)
-        try:
+        with handshake("vless", stream):
             await stream.write(codec.request(self._user, command, destination))
             return add_layer(self._wiring.edge, stream, codec.Client())
-        except (OSError, PeerError, LocalError) as error:
-            stream.close()
-            raise DialError(f"vless: {error}", "handshake") from error
-        except BaseException:
-            stream.close()
-            raise
 
     async def open_packets(self, flow: Flow, destination: Address) -> PacketConn:
         edge = self._wiring.edge
