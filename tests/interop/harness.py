@@ -349,9 +349,9 @@ def check_stream(sock, half_close=False):
     assert digest.digest() == hashlib.sha256(data).digest()
 
 
-def check_datagrams(port, host, target, count=5, at=LOOPBACK, also=None):
-    """Datagrams of 900 B through SOCKS 5 UDP ASSOCIATE at ``port``, each asked for until it comes back; by turns to
-    ``also`` too, another port of the same host."""
+@contextlib.contextmanager
+def association(port, at=LOOPBACK):
+    """The address that takes the datagrams of one SOCKS 5 UDP ASSOCIATE."""
     with socket.create_connection((at, port), DEADLINE) as control:
         control.sendall(b"\x05\x01\x00")
         assert exactly(control, 2) == b"\x05\x00"
@@ -360,12 +360,17 @@ def check_datagrams(port, host, target, count=5, at=LOOPBACK, also=None):
         assert answer[1] == 0
         kind, size = {1: (socket.AF_INET, 4), 4: (socket.AF_INET6, 16)}[answer[3]]
         bound = exactly(control, size)
-        relay = (socket.inet_ntop(kind, bound) if any(bound) else at, *struct.unpack("!H", exactly(control, 2)))
-        with socket.socket(family(at), socket.SOCK_DGRAM) as sock:
-            sock.settimeout(2)
-            for _ in range(count):
-                for place in (target,) if also is None else (target, also):
-                    ask(sock, relay, encode(host, place), os.urandom(900))
+        yield (socket.inet_ntop(kind, bound) if any(bound) else at, *struct.unpack("!H", exactly(control, 2)))
+
+
+def check_datagrams(port, host, target, count=5, at=LOOPBACK, also=None):
+    """Datagrams of 900 B through SOCKS 5 UDP ASSOCIATE at ``port``, each asked for until it comes back; by turns to
+    ``also`` too, another port of the same host."""
+    with association(port, at) as relay, socket.socket(family(at), socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        for _ in range(count):
+            for place in (target,) if also is None else (target, also):
+                ask(sock, relay, encode(host, place), os.urandom(900))
 
 
 def ask(sock, relay, address, data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import pathlib
+import ssl
 import tempfile
 
 from gateway.lab import certificate
@@ -30,6 +31,12 @@ class Certificates:
     def server(self, **fields):
         """A ``tls`` object of a sing-box inbound."""
         return {"enabled": True, "certificate_path": str(self.site), "key_path": str(self.key), **fields}
+
+    def serving(self):
+        """For a server of the standard library."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.site, self.key)
+        return context
 
     def xray(self, **fields):
         """``streamSettings`` of an Xray inbound."""
@@ -60,6 +67,13 @@ def xray(inbound, at=LOOPBACK):
     config = {"log": {"loglevel": "warning"}, "outbounds": [freedom], "dns": {"hosts": {"echo.test": at}}}
     config["inbounds"] = [{"listen": at, "port": port, **inbound}]
     return port, program(peers.path("xray"), "CONFIG", config=config, ready=port, host=at)
+
+
+def check_silence(port, target):
+    """A server that does not know the client ends its flow without a byte."""
+    with socks_connect(port, LOOPBACK, target) as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(1) == b""
 
 
 def check(port, target, host=LOOPBACK, at=LOOPBACK):

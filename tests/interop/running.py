@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from gateway.box import RUN, STATE
+from gateway.box import RUN
 from gateway.service.control import ask
 from tests import peers
+from tests.instances import instance
 from tests.interop.harness import DEADLINE, program, socks_connect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,22 +45,15 @@ class Ours:
 
 
 @contextlib.contextmanager
-def ours(config, ready, folder, instance="", env=()):
-    """``folder`` is where relative paths start; what it keeps elsewhere is gone afterwards, but for that of an
-    ``instance`` that is named."""
-    name = instance or f"test-{os.getpid()}-{ready}"
+def ours(config, ready, folder, name="", env=()):
+    """``folder`` is where relative paths start. What it keeps elsewhere is gone afterwards, but for that of an
+    instance that has a ``name``."""
     command = ["env", f"PYTHONPATH={ROOT}", *env, sys.executable, "-m", "gateway", "run", "-c", "CONFIG", "-D", folder]
-    try:
-        with program(*command, "--instance", name, config=config, ready=ready) as process:
-            yield Ours(process, name, config)
-    finally:
-        if not instance:
-            forget(name)
-
-
-def forget(instance):
-    for place in (RUN, STATE):
-        shutil.rmtree(place / instance, ignore_errors=True)
+    with (
+        contextlib.nullcontext(name) if name else instance(ready) as named,
+        program(*command, "--instance", named, config=config, ready=ready) as process,
+    ):
+        yield Ours(process, named, config)
 
 
 @contextlib.contextmanager
@@ -69,6 +62,22 @@ def sing_box(config, ready, folder, env=()):
         "env", *env, peers.path("sing-box"), "run", "-c", "CONFIG", "-D", folder, config=config, ready=ready
     ) as process:
         yield process
+
+
+def both(folder):
+    """(name, who runs a configuration, where): sing-box, then us, each with a new folder in ``folder``."""
+    for name, run in (("theirs", sing_box), ("ours", ours)):
+        (folder / name).mkdir()
+        yield name, run, folder / name
+
+
+def until(work, seconds=DEADLINE):
+    """``work()`` until it gives something true."""
+    end = time.monotonic() + seconds
+    while not (found := work()):
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.1)
+    return found
 
 
 def told(port, host="198.51.100.7", target=80, first=b"?"):

@@ -7,7 +7,7 @@ import io
 import socket
 import threading
 
-from tests.interop.harness import DEADLINE, LOOPBACK, encode, exactly, free_port
+from tests.interop.harness import DEADLINE, LOOPBACK, association, encode, exactly, free_port
 
 
 class Teller:
@@ -63,11 +63,34 @@ class Teller:
             sock.close()
 
 
+@contextlib.contextmanager
+def tellers(*tags):
+    found = {tag: Teller(tag) for tag in tags}
+    try:
+        yield found
+    finally:
+        for one in found.values():
+            one.close()
+
+
 def unwrapped(datagram):
     """((host, port), payload) of a datagram with a SOCKS header."""
     data = io.BytesIO(datagram)
     data.seek(3)
     return _decode(data.read), data.read()
+
+
+def sent(port, host, target, data=b"?"):
+    """((host, port) of who answers, what it says) to a datagram through the SOCKS inbound at ``port``; None where it
+    never does."""
+    with association(port) as relay, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        for _ in range(20):
+            sock.sendto(b"\0\0\0" + encode(host, target) + data, relay)
+            with contextlib.suppress(TimeoutError):
+                peer, said = unwrapped(sock.recv(2048))
+                return peer, said.decode()
+    return None
 
 
 def _decode(take):

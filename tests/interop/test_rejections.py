@@ -12,9 +12,8 @@ import dns.rrset
 import pytest
 
 from tests.interop.harness import LOOPBACK, free_port
-from tests.interop.running import ours, sing_box
+from tests.interop.running import both, ours, sing_box, until
 from tests.interop.test_fakeip import asked
-from tests.interop.test_remote_rule_sets import until
 
 
 @contextlib.contextmanager
@@ -98,9 +97,7 @@ def test_same_as_sing_box(tmp_path):
 @pytest.mark.peer("sing-box")
 def test_it_counts_for_so_long(tmp_path):
     counts = {}
-    for name, run in (("theirs", sing_box), ("ours", ours)):
-        folder = tmp_path / name
-        folder.mkdir()
+    for name, run, folder in both(tmp_path):
         with server("198.51.100.1") as (near, heard), server("203.0.113.1") as (far, _):
             port, names = free_port(), free_port()
             cache = {"store_rdrc": True, "rdrc_timeout": "1s"}

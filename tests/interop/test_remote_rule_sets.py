@@ -2,91 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests import peers
+from tests.instances import instance
+from tests.interop.downloads import Web
 from tests.interop.harness import DEADLINE, LOOPBACK, free_port
-from tests.interop.running import ROOT, documented, forget, ours, sing_box, told
-from tests.interop.teller import Teller
+from tests.interop.proxies import certificates
+from tests.interop.running import ROOT, both, documented, ours, sing_box, told, until
+from tests.interop.teller import tellers
 
 PORTS = {"near": 7001, "far": 7002, "other": 7003}
 """What rules ask for: the sets name ports, so that no name must be resolved."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        web = self.server.web
-        web.asked.append((self.path, dict(self.headers.items())))
-        if self.path.startswith("/moved"):
-            self._answer(302, {"Location": web.target}, b"")
-            return
-        body = web.body
-        words = {"Content-Type": "application/octet-stream"}
-        if web.dated:
-            words["Last-Modified"] = web.dated
-            same = self.headers.get("If-Modified-Since") == web.dated
-        else:
-            words["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
-            same = self.headers.get("If-None-Match") == words["ETag"]
-        if web.status == 200 and same:
-            self._answer(304, words, b"")
-        else:
-            self._answer(web.status, words, body, web.cut)
-
-    def _answer(self, status, words, body, cut=0):
-        self.send_response(status)
-        for name, value in words.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) + cut))
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(body)
-        if cut:
-            self.close_connection = True
-
-    def do_HEAD(self):
-        self.server.web.asked.append((self.path, dict(self.headers.items())))
-        self._answer(204, {}, b"")
-
-    def log_message(self, *args):
-        pass
-
-
-class Web:
-    """A web server; ``body`` is what it gives for any path, ``status`` how, ``cut`` how many bytes short."""
-
-    def __init__(self, port, body=b"", tls=None):
-        self.port, self.body, self.status, self.cut, self.dated, self.target = port, body, 200, 0, "", ""
-        self.asked = []
-        self._tls = tls
-
-    def __enter__(self):
-        self._server = ThreadingHTTPServer((LOOPBACK, self.port), Handler)
-        self._server.web, self._server.daemon_threads = self, True
-        if self._tls is not None:
-            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def source(*ports):
@@ -102,16 +36,6 @@ def binary(folder, *ports):
     return made.read_bytes()
 
 
-@contextlib.contextmanager
-def tellers(*tags):
-    found = {tag: Teller(tag) for tag in tags}
-    try:
-        yield found
-    finally:
-        for one in found.values():
-            one.close()
-
-
 def configuration(port, there, url, **more):
     """Of ``docs/rule-sets.md``, with the addresses of a test."""
     config = documented("rule-sets.md", "Remote rule sets")
@@ -121,15 +45,6 @@ def configuration(port, there, url, **more):
     ] + [{"type": "direct", "tag": "direct"}]
     config["route"]["rule_set"][0] |= {"url": url, "download_detour": "direct", "update_interval": "1s", **more}
     return config
-
-
-def until(work, seconds=DEADLINE):
-    """``work()`` until it gives something true."""
-    end = time.monotonic() + seconds
-    while not (found := work()):
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.1)
-    return found
 
 
 def ways(port):
@@ -147,14 +62,12 @@ def test_same_as_sing_box(tmp_path, form):
     def made(*names):
         return binary(tmp_path, *names) if form == "srs" else source(*names)
 
-    with tellers("listed", "plain") as there, Web(free_port(), made("near")) as web:
+    with tellers("listed", "plain") as there, Web(made("near")) as web:
         port = free_port()
         config = configuration(port, there, f"http://{LOOPBACK}:{web.port}/some.{form}?v=1", format="")
         config["route"]["rule_set"][0]["format"] = "binary" if form == "srs" else "source"
         seen = {}
-        for name, run in (("theirs", sing_box), ("ours", ours)):
-            folder = tmp_path / name
-            folder.mkdir()
+        for name, run, folder in both(tmp_path):
             web.body, web.asked = made("near"), []
             with run(config, port, folder):
                 first = until(lambda: ways(port) if told(port, target=PORTS["near"]) == "listed" else None)
@@ -179,9 +92,8 @@ def test_same_as_sing_box(tmp_path, form):
 @pytest.mark.peer("sing-box")
 def test_a_server_that_is_not_there_stops_nothing(tmp_path):
     """sing-box does not start; we do, say that the set is not here, and take it when it comes."""
-    with tellers("listed", "plain") as there:
-        port, place = free_port(), free_port()
-        name = f"test-{os.getpid()}-{port}"
+    port, place = free_port(), free_port()
+    with tellers("listed", "plain") as there, instance(port) as name:
         url = f"http://user:secret@{LOOPBACK}:{place}/some.json"
         config = configuration(port, there, url)
         del config["experimental"]
@@ -198,7 +110,7 @@ def test_a_server_that_is_not_there_stops_nothing(tmp_path):
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
             assert done.returncode == 0
             assert 'rule set "some" has no copy yet' in done.stderr
-            with Web(place, source("near")) as web:
+            with Web(source("near"), port=place) as web:
                 until(lambda: told(port, target=PORTS["near"]) == "listed")
                 assert web.asked[0][1]["Authorization"] == "Basic dXNlcjpzZWNyZXQ="
             assert "KB" not in str(gateway.ask("status")["rule_sets"])
@@ -209,7 +121,6 @@ def test_a_server_that_is_not_there_stops_nothing(tmp_path):
             assert "secret" not in gateway.log
         with ours(config, port, tmp_path, name):
             assert ways(port) == PROXIED | {"near": "listed"}, "the copy counts from the first flow on"
-        forget(name)
 
 
 BAD = {
@@ -225,7 +136,7 @@ BAD = {
 @pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_a_bad_download_keeps_what_was_good(tmp_path):
-    with tellers("listed", "plain") as there, Web(free_port(), binary(tmp_path, "near")) as web:
+    with tellers("listed", "plain") as there, Web(binary(tmp_path, "near")) as web:
         port = free_port()
         good = binary(tmp_path, "far")
         with ours(configuration(port, there, f"http://{LOOPBACK}:{web.port}/some.srs"), port, tmp_path) as gateway:
@@ -248,31 +159,17 @@ def test_a_bad_download_keeps_what_was_good(tmp_path):
             assert gateway.ask("status")["rule_sets"][0]["error"] == ""
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    """A certificate for localhost that signs itself, and what serves with it."""
-    folder = tmp_path_factory.mktemp("tls")
-    words = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    words += ["-subj", "/CN=localhost", "-addext", f"subjectAltName=DNS:localhost,IP:{LOOPBACK}"]
-    words += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run(words, check=True, capture_output=True, timeout=DEADLINE)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return folder / "cert.pem", context
-
-
 @pytest.mark.slow
 @pytest.mark.peer("sing-box")
-def test_https_through_a_detour_and_a_redirect(tmp_path, authority):
+def test_https_through_a_detour_and_a_redirect(tmp_path):
     """The server is reached by a sing-box alone; what it gives is dated, and moved. Whom nobody vouches for gives us
     nothing."""
-    certificate, tls = authority
     relay = free_port()
     through = {
         "inbounds": [{"type": "socks", "tag": "in", "listen": LOOPBACK, "listen_port": relay}],
         "outbounds": [{"type": "direct", "tag": "direct"}],
     }
-    with tellers("listed", "plain") as there, Web(free_port(), source("near"), tls) as web:
+    with certificates() as files, tellers("listed", "plain") as there, Web(source("near"), files.serving()) as web:
         port = free_port()
         web.target, web.dated = "/elsewhere/some.json", "Thu, 01 Jan 2026 00:00:00 GMT"
         url = f"https://{LOOPBACK}:{web.port}/moved/some.json"
@@ -280,10 +177,10 @@ def test_https_through_a_detour_and_a_redirect(tmp_path, authority):
         config["outbounds"].append({"type": "socks", "tag": "relay", "server": LOOPBACK, "server_port": relay})
         with ours(config, port, tmp_path) as gateway:
             with sing_box(through, relay, tmp_path):
-                failed = until(lambda: [one for one in gateway.ask("status")["rule_sets"] if "self" in one["error"]])
-                assert failed[0]["size"] is None
+                until(lambda: "not known here" in gateway.ask("status")["rule_sets"][0]["error"])
+                assert gateway.ask("status")["rule_sets"][0]["size"] is None
             assert not web.asked
-        with ours(config, port, tmp_path, env=[f"SSL_CERT_FILE={certificate}"]):
+        with ours(config, port, tmp_path, env=[f"SSL_CERT_FILE={files.ca}"]):
             time.sleep(0.5)
             assert told(port, target=PORTS["near"]) == "plain", "there is no way but the detour"
             with sing_box(through, relay, tmp_path):

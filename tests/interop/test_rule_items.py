@@ -8,7 +8,6 @@ tell what was decided, whatever address was asked for.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import struct
@@ -24,6 +23,7 @@ import pytest
 
 from tests import peers
 from tests.greetings import hello, initial
+from tests.instances import instance
 from tests.interop.harness import DEADLINE, LOOPBACK, LOOPBACKS, encode, exactly, family, free_port, program
 from tests.interop.test_run import DIRECT, ROOT
 
@@ -455,9 +455,11 @@ def run_sing_box(config, ready):
     return program(peers.path("sing-box"), "run", "-c", "CONFIG", config=config, ready=ready)
 
 
+@contextlib.contextmanager
 def run_ours(config, ready):
     command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG"]
-    return program(*command, "--instance", f"test-{os.getpid()}-{ready}", config=config, ready=ready)
+    with instance(ready) as name, program(*command, "--instance", name, config=config, ready=ready) as process:
+        yield process
 
 
 PROGRAMS = {"sing-box": run_sing_box, "ours": run_ours}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -12,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests import peers
+from tests.instances import instance
 from tests.interop.harness import (
     LOOPBACK,
     ask,
+    association,
     check_datagrams,
     check_stream,
     echo,
     encode,
-    exactly,
     free_port,
     program,
     socks_connect,
@@ -41,7 +41,7 @@ def gateway(port, outbounds, rules, final, *words):
         "route": {"rules": rules, "final": final},
     }
     command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG"]
-    with program(*command, *words, "--instance", f"test-{os.getpid()}-{port}", config=config, ready=port) as process:
+    with instance(port) as name, program(*command, *words, "--instance", name, config=config, ready=port) as process:
         yield process
 
 
@@ -147,14 +147,16 @@ def test_datagrams_go_on_after_the_socks_server_was_gone():
     server, port = free_port(), free_port()
     inbound = {"type": "socks", "listen": LOOPBACK, "listen_port": server}
     outbound = {"type": "socks", "tag": "proxy", "server": LOOPBACK, "server_port": server}
-    with echo() as far, gateway(port, [outbound], [], "proxy"), socket.create_connection((LOOPBACK, port)) as control:
-        control.sendall(b"\x05\x01\x00\x05\x03\x00\x01\0\0\0\0\0\0")
-        relay = (LOOPBACK, int.from_bytes(exactly(control, 12)[10:], "big"))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(0.5)
-            for text in (b"before", b"after"):
-                with sing_box([inbound], [DIRECT], server):
-                    ask(sock, relay, encode(LOOPBACK, far), text)
+    with (
+        echo() as far,
+        gateway(port, [outbound], [], "proxy"),
+        association(port) as relay,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.settimeout(0.5)
+        for text in (b"before", b"after"):
+            with sing_box([inbound], [DIRECT], server):
+                ask(sock, relay, encode(LOOPBACK, far), text)
 
 
 @pytest.mark.peer("curl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,18 +10,8 @@ import sys
 import pytest
 
 from tests.interop.harness import LOOPBACK, free_port
-from tests.interop.running import ROOT, documented, forget, ours, sing_box, told
-from tests.interop.teller import Teller
-
-
-@contextlib.contextmanager
-def tellers(*tags):
-    found = {tag: Teller(tag) for tag in tags}
-    try:
-        yield found
-    finally:
-        for one in found.values():
-            one.close()
+from tests.interop.running import ROOT, documented, ours, sing_box, told
+from tests.interop.teller import tellers
 
 
 def configuration(port, there, cache=None, **group):
@@ -88,8 +77,7 @@ def test_sing_boxs_own_file_is_kept(tmp_path):
 
 def test_a_change_of_the_cache_file_asks_for_a_restart(tmp_path):
     port = free_port()
-    name = f"test-{os.getpid()}-{port}"
-    with tellers("a", "b") as there, ours(configuration(port, there, {}), port, tmp_path, name) as gateway:
+    with tellers("a", "b") as there, ours(configuration(port, there, {}), port, tmp_path) as gateway:
         file = gateway.process.log.with_name("config.json")
         file.write_text(file.read_text().replace('"enabled":true', '"enabled":false'))
         gateway.process.send_signal(signal.SIGHUP)
@@ -98,4 +86,3 @@ def test_a_change_of_the_cache_file_asks_for_a_restart(tmp_path):
                 break
             signal.sigtimedwait([], 0.05)
         assert "experimental.cache_file: it changed: restart for that" in gateway.log
-    forget(name)

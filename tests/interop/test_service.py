@@ -14,18 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.instances import instance
 from tests.interop.harness import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Service:
-    def __init__(self, folder):
+    def __init__(self, folder, instance):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind(str(folder / "notify"))
         self.sock.settimeout(20)
         self.file = folder / "config.json"
-        self.instance = f"test-{os.getpid()}-{free_port()}"
+        self.instance = instance
         self.said = []
 
     def write(self, **more):
@@ -58,9 +59,10 @@ class Service:
 
 @pytest.fixture
 def service(tmp_path):
-    found = Service(tmp_path)
-    with found.sock:
-        yield found
+    with instance(free_port()) as name:
+        found = Service(tmp_path, name)
+        with found.sock:
+            yield found
         with contextlib.suppress(AttributeError):
             found.process.kill()
             found.process.communicate()

@@ -9,12 +9,11 @@ import time
 
 import pytest
 
+from tests.interop.downloads import Web
 from tests.interop.harness import DEADLINE, LOOPBACK, encode, exactly, free_port
-from tests.interop.running import documented, ours, sing_box, told
-from tests.interop.teller import Teller, unwrapped
-from tests.interop.test_remote_rule_sets import Web, authority, until
-
-__all__ = ["authority"]
+from tests.interop.proxies import certificates
+from tests.interop.running import both, documented, ours, told, until
+from tests.interop.teller import Teller, sent
 
 
 class Member(Teller):
@@ -106,10 +105,8 @@ def story(port, there, web):
 @pytest.mark.peer("sing-box")
 def test_same_as_sing_box(tmp_path):
     seen = {}
-    for name, run in (("theirs", sing_box), ("ours", ours)):
-        folder = tmp_path / name
-        folder.mkdir()
-        with Web(free_port()) as web, members(web, "near", "far") as there:
+    for name, run, folder in both(tmp_path):
+        with Web() as web, members(web, "near", "far") as there:
             there["near"].delay = 0.4
             port = free_port()
             with run(configuration(port, there, web), port, folder):
@@ -123,10 +120,8 @@ def test_same_as_sing_box(tmp_path):
 @pytest.mark.peer("sing-box")
 def test_probes_end_when_nobody_uses_it_and_begin_again(tmp_path):
     counts = {}
-    for name, run in (("theirs", sing_box), ("ours", ours)):
-        folder = tmp_path / name
-        folder.mkdir()
-        with Web(free_port()) as web, members(web, "near", "far") as there:
+    for name, run, folder in both(tmp_path):
+        with Web() as web, members(web, "near", "far") as there:
             port = free_port()
             with run(configuration(port, there, web, idle_timeout="1s"), port, folder):
                 until(lambda web=web: len(web.asked) == 2)
@@ -146,42 +141,26 @@ def test_probes_end_when_nobody_uses_it_and_begin_again(tmp_path):
 def test_before_anything_has_answered(tmp_path):
     """The first member, in both; and who carries UDP is chosen among those that do."""
     seen = {}
-    for name, run in (("theirs", sing_box), ("ours", ours)):
-        folder = tmp_path / name
-        folder.mkdir()
-        with Web(free_port()) as web, members(web, "near", "far") as there:
+    for name, run, folder in both(tmp_path):
+        with Web() as web, members(web, "near", "far") as there:
             port = free_port()
             config = configuration(port, there, web)
             config["outbounds"][0]["url"] = f"http://{LOOPBACK}:{free_port()}/"
             config["outbounds"][1]["network"] = "tcp"
             with run(config, port, folder):
                 time.sleep(1.5)
-                seen[name] = told(port), told_by_datagram(port)
+                seen[name] = told(port), sent(port, "198.51.100.7", 7)[1].partition(" ")[0]
     assert seen["ours"] == seen["theirs"] == ("near", "far")
 
 
-def told_by_datagram(port):
-    with socket.create_connection((LOOPBACK, port), DEADLINE) as control:
-        control.sendall(b"\x05\x01\x00\x05\x03\x00\x01\0\0\0\0\0\0")
-        relay = (LOOPBACK, int.from_bytes(exactly(control, 12)[10:]))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(1)
-            for _ in range(20):
-                sock.sendto(b"\0\0\0" + encode("198.51.100.7", 7) + b"?", relay)
-                with contextlib.suppress(TimeoutError):
-                    return unwrapped(sock.recv(2048))[1].decode().partition(" ")[0]
-    return ""
-
-
-def test_what_a_person_sees_and_asks_for(tmp_path, authority):
+def test_what_a_person_sees_and_asks_for(tmp_path):
     """Over TLS, by a certificate that the system trusts: delays in groups and status, a check when asked; a change ends
     flows of the former member."""
-    certificate, tls = authority
-    with Web(free_port(), tls=tls) as web, members(web, "near", "far") as there:
+    with certificates() as files, Web(tls=files.serving()) as web, members(web, "near", "far") as there:
         port = free_port()
         fields = {"interval": "20m", "interrupt_exist_connections": True}
         config = configuration(port, there, web, "https", **fields)
-        with ours(config, port, tmp_path, env=[f"SSL_CERT_FILE={certificate}"]) as gateway:
+        with ours(config, port, tmp_path, env=[f"SSL_CERT_FILE={files.ca}"]) as gateway:
             until(lambda: all(one["delay"] for one in gateway.ask("groups")["groups"][0]["members"]))
             assert gateway.cli("groups").startswith("urltest auto: *near ")
             assert "urltest auto: *near " in gateway.cli("status")
@@ -206,10 +185,8 @@ def test_what_a_person_sees_and_asks_for(tmp_path, authority):
 def test_groups_within_groups(tmp_path):
     """A group is as quick as the outbound at its end, and flows find the way down."""
     seen = {}
-    for name, run in (("theirs", sing_box), ("ours", ours)):
-        folder = tmp_path / name
-        folder.mkdir()
-        with Web(free_port()) as web, members(web, "near", "far") as there, members(web, "third") as more:
+    for name, run, folder in both(tmp_path):
+        with Web() as web, members(web, "near", "far") as there, members(web, "third") as more:
             there["near"].delay, more["third"].delay = 0.5, 1.0
             port = free_port()
             config = configuration(port, there, web)

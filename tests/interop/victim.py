@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.instances import instance
 from tests.interop.harness import DEADLINE, echo, exactly, family, free_port, program, socks_connect
 from tests.interop.test_shadowsocks import PASSWORDS
 
@@ -129,8 +130,8 @@ def victim():
         inbound |= {"tag": tag, "listen": "::", "listen_port": ports[tag]}
     config = {"log": {"level": "info"}, "inbounds": inbounds, "outbounds": [{"type": "direct", "tag": "direct"}]}
     command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "gateway", "run", "-c", "CONFIG"]
-    name = f"test-victim-{os.getpid()}"
     with (
+        instance("victim") as name,
         echo() as target,
         program(*command, "--instance", name, config=config, ready=ports["witness"]) as process,
     ):
