@@ -83,24 +83,21 @@ def play(stage: Stage) -> dict[str, Any]:
         say(f"  {'ok' if ok else 'NO':3} {name}: {detail}")
 
     with stage.lab:
-        try:
-            stage.plug()
-            before = stage.settled()
-            stage.unplug()
-            stage.start()
-            for name, check in CHECKS.items():
-                note(name, lambda check=check: check(stage))
-            note("clean-stop", lambda: clean_stop(stage, before))
-            drawn = stage.home
-            return {
-                "lease": {"address": stage.wan4, "server": drawn.isp4, "mac": drawn.wan_mac},
-                "checks": checks,
-                "hosts": {
-                    site.host: [site.ipv4, site.ipv6, *site.names] for site in (*drawn.inside, *drawn.sites, drawn.vps)
-                },
-            }
-        finally:
-            stage.close()
+        stage.plug()
+        before = stage.settled()
+        stage.unplug()
+        stage.start()
+        for name, check in CHECKS.items():
+            note(name, lambda check=check: check(stage))
+        note("clean-stop", lambda: clean_stop(stage, before))
+        drawn = stage.home
+        return {
+            "lease": {"address": stage.wan4, "server": drawn.isp4, "mac": drawn.wan_mac},
+            "checks": checks,
+            "hosts": {
+                site.host: [site.ipv4, site.ipv6, *site.names] for site in (*drawn.inside, *drawn.sites, drawn.vps)
+            },
+        }
 
 
 def picture(report: dict[str, Any]) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.box import STATE
+from gateway.box import RUN
 from gateway.lab import peer
 from gateway.lab.forecast import CheckError, expect
 from gateway.lab.observe import page
 from gateway.lab.process import Process
-from gateway.lab.stage import RUN, Stage, poll
+from gateway.lab.stage import Stage, poll
 from gateway.service.control import ask
 
 
@@ -35,7 +34,6 @@ def box(stage: Stage, host: str, gateway: dict[str, Any]) -> Iterator[tuple[Proc
         process.wait()
         words = [sys.executable, "-m", "gateway", "down", "--instance", instance]
         undone = stage.lab.host(host).run(words)
-        shutil.rmtree(STATE / instance, ignore_errors=True)
     expect(undone.ok, f"{host}: down: {undone.err.strip()}")
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gateway.box import RUN
 from gateway.config.text import parse
 from gateway.lab import cgroup
 from gateway.lab.forecast import CheckError, Forecast, expect, forecast
@@ -28,7 +29,6 @@ from gateway.lab.scenario.services import SHADOWSOCKS_2022_METHOD, SHADOWSOCKS_2
 from gateway.lab.snapshot import snapshot
 from gateway.service.control import alive, ask
 
-RUN = Path("/run/gateway")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FORWARDED, FORWARDED_UDP = 8081, 8087
 USER, GROUP = "nobody", "users"
@@ -307,12 +307,6 @@ class Stage:
 
     def snapshot(self) -> dict[str, str]:
         return snapshot(self.lab.host("router"))
-
-    def close(self) -> None:
-        """Forget the lease of this instance; the lab takes down everything else."""
-        for place in (Path("/var/lib/gateway"), RUN):
-            for folder in place.glob(f"{self.instance}*"):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["CheckError", "LabError", "Stage", "expect", "poll"]

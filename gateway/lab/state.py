@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway.box import RUN, STATE
 from gateway.lab import cgroup, netns
 
 FOLDER = Path("/run/gateway-lab")
@@ -93,11 +94,14 @@ def every() -> list[State]:
 
 
 def remove(state: State) -> None:
-    """Take down all that ``state`` names; whatever is gone already is no error. Safe to do twice at once."""
+    """Take down all that ``state`` names, and the folders of gateways whose instance bears its id; whatever is gone
+    already is no error. Safe to do twice at once."""
     cgroup.remove(Path(state.group))
     for name in state.namespaces.values():
         netns.delete(name)
-    shutil.rmtree(state.folder, ignore_errors=True)
+    instances = [folder for place in (RUN, STATE) for folder in place.glob(f"*-{state.id}*")]
+    for folder in (*instances, state.folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,6 @@ class Router:
     host: Host
     process: Process | None = None
     start: Callable[[], None] | None = None
-    folders: list[Path] = field(default_factory=list)
 
     @property
     def lan(self) -> str:
@@ -150,7 +148,6 @@ class Rig:
         for part, value in values:
             files += ["-c", str(self.write(f"{name}-{part}.json", value))]
         instance = f"bench-{self.lab.id}-{name}"
-        router.folders += [Path(place, instance) for place in ("/run/gateway", "/var/lib/gateway")]
         command = [sys.executable, "-m", "gateway", "run", *files, "--instance", instance]
         say(f"ours on {name}: {' '.join(command)}")
         asking = [sys.executable, "-m", "gateway", "status", "--json", "--instance", instance]
@@ -213,22 +210,13 @@ class Rig:
     def iperf3(self) -> Process:
         return self.serve([peers.path("iperf3"), "-s", "-p", str(BULK)], [("tcp", BULK)])
 
-    def close(self) -> None:
-        for router in self.routers.values():
-            for folder in router.folders:
-                shutil.rmtree(folder, ignore_errors=True)
-
 
 @contextlib.contextmanager
 def rig(*names: str) -> Iterator[Rig]:
     """Routers of these names, with nothing on them yet. Needs root."""
     peers.path("ethtool"), peers.path("conntrack")
     with Lab(topology(names)) as lab:
-        made = Rig(lab, names)
-        try:
-            yield made
-        finally:
-            made.close()
+        yield Rig(lab, names)
 
 
 def interfaces(host: str, names: Sequence[str]) -> list[str]:

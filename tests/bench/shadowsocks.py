@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from gateway.lab.host import Host
@@ -57,16 +55,11 @@ def running(lab: Lab, method: str) -> Iterator[dict[str, Process]]:
     inbound = {"type": "shadowsocks", "listen": "127.0.0.1", "listen_port": SERVER, "method": method}
     config = {"log": {"level": "warn"}, "inbounds": [inbound | {"password": PASSWORDS[method]}]}
     started(host, [*sing_box, written(lab, "server", config)], SERVER)
-    instance = f"bench-{lab.id}"
-    ours = [sys.executable, "-m", "gateway", "run", "--instance", instance, "-c"]
-    try:
-        yield {
-            name: started(host, [*command, written(lab, name, client(method, port))], port)
-            for (name, port), command in zip(CLIENTS.items(), (ours, sing_box), strict=True)
-        }
-    finally:
-        for place in ("/run/gateway", "/var/lib/gateway"):
-            shutil.rmtree(Path(place, instance), ignore_errors=True)
+    ours = [sys.executable, "-m", "gateway", "run", "--instance", f"bench-{lab.id}", "-c"]
+    yield {
+        name: started(host, [*command, written(lab, name, client(method, port))], port)
+        for (name, port), command in zip(CLIENTS.items(), (ours, sing_box), strict=True)
+    }
 
 
 def written(lab: Lab, name: str, config: dict[str, Any]) -> str:

@@ -36,10 +36,7 @@ def run(bench: Bench) -> None:
         return
     stage = Stage(programs(proxy=False), random.SystemRandom().randrange(1 << 32))
     with stage.lab:
-        try:
-            measure(bench, stage)
-        finally:
-            stage.close()
+        measure(bench, stage)
 
 
 def measure(bench: Bench, stage: Stage) -> None:

@@ -116,33 +116,30 @@ def test_the_lan_is_online_whenever_the_gateway_is_killed(seed: int) -> None:
     stage = Stage(programs(), seed)
     failures = []
     with stage.lab:
-        try:
-            stage.plug()
-            killer = Killer(stage, dice, stage.settled())
-            phases = [PHASES[number % len(PHASES)] for number in range(MOMENTS)]
-            dice.shuffle(phases)
-            killer.ready()
-            stage.wan4 = poll(stage.lease, "no lease")
-            with Probes(stage) as probes:
-                # Who was never online cannot stay it; with the first lease there are names at once.
-                poll(lambda: probes.last("tcp4"), "never online")
-                assert stage.gateway is not None
-                stage.gateway.stop()
-                for number, phase in enumerate(phases):
-                    try:
-                        killer.kill(phase, probes)
-                    except CheckError as error:
-                        failures.append(f"{number}: {error}")
-            worst = ", ".join(f"{kind} {gap * 1000:.0f} ms" for kind, gap in killer.online.items())
-            print(f"{MOMENTS} kills; longest until online: {worst}")
-            # The next start goes on with what was left, and clears it when it is told to.
-            killer.down("after a kill")
-            killer.ready()
+        stage.plug()
+        killer = Killer(stage, dice, stage.settled())
+        phases = [PHASES[number % len(PHASES)] for number in range(MOMENTS)]
+        dice.shuffle(phases)
+        killer.ready()
+        stage.wan4 = poll(stage.lease, "no lease")
+        with Probes(stage) as probes:
+            # Who was never online cannot stay it; with the first lease there are names at once.
+            poll(lambda: probes.last("tcp4"), "never online")
             assert stage.gateway is not None
-            assert stage.gateway.stop().ok
-            killer.down("after a clean stop")
-        finally:
-            stage.close()
+            stage.gateway.stop()
+            for number, phase in enumerate(phases):
+                try:
+                    killer.kill(phase, probes)
+                except CheckError as error:
+                    failures.append(f"{number}: {error}")
+        worst = ", ".join(f"{kind} {gap * 1000:.0f} ms" for kind, gap in killer.online.items())
+        print(f"{MOMENTS} kills; longest until online: {worst}")
+        # The next start goes on with what was left, and clears it when it is told to.
+        killer.down("after a kill")
+        killer.ready()
+        assert stage.gateway is not None
+        assert stage.gateway.stop().ok
+        killer.down("after a clean stop")
     assert not failures, "\n".join([f"GATEWAY_SEED={seed}", *failures])
 
 
@@ -152,15 +149,12 @@ def test_down_and_repair_after_a_kill_leave_nothing(seed: int, phase: str) -> No
     dice = random.Random(seed)
     stage = Stage(programs(), seed)
     with stage.lab:
-        try:
-            stage.plug()
-            killer = Killer(stage, dice, stage.settled())
-            for repair in (False, True):
-                killer.disturb(phase)
-                time.sleep(dice.uniform(0, LONGEST[phase]))
-                assert stage.gateway is not None
-                stage.gateway.signal(signal.SIGKILL)
-                stage.gateway.wait()
-                killer.down(phase, repair)
-        finally:
-            stage.close()
+        stage.plug()
+        killer = Killer(stage, dice, stage.settled())
+        for repair in (False, True):
+            killer.disturb(phase)
+            time.sleep(dice.uniform(0, LONGEST[phase]))
+            assert stage.gateway is not None
+            stage.gateway.signal(signal.SIGKILL)
+            stage.gateway.wait()
+            killer.down(phase, repair)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.lab.lab import Lab
+from tests.instances import forget
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,5 +42,5 @@ class Whole:
             os.kill(self.process.pid, signal.SIGTERM)
             self.process.wait(30)
         done = self.command("down")
-        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
+        forget(self.instance)
         assert done.ok, done.err

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.box import RUN, STATE
 from gateway.lab import cgroup, peer, state
 from gateway.lab.lab import Lab
 from gateway.lab.netns import NAMED, LabError
@@ -44,6 +45,7 @@ def left_of(name: str) -> list[str]:
     group = cgroup.root() / f"gateway-lab-{name}"
     found = [str(file) for file in NAMED.glob(f"*{name}*")] if NAMED.exists() else []
     found += [str(path) for path in (group, state.FOLDER / name) if path.exists()]
+    found += [str(path) for place in (RUN, STATE) for path in place.glob(f"*{name}*")]
     return found + [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
 
 
@@ -230,9 +232,12 @@ def test_a_bridge_joins_its_ports() -> None:
 
 CHILD = """
 import sys, time
+from gateway.box import RUN, STATE
 from tests.netns.lab.test_lab import PAIR
 from gateway.lab.lab import Lab
 with Lab(PAIR) as lab:
+    for place in (RUN, STATE):
+        (place / f"left-{lab.id}-x").mkdir(parents=True)
     print(lab.id, flush=True)
     time.sleep(1000)
 """

@@ -44,14 +44,11 @@ class Turned(Stage):
 def stage() -> Iterator[Turned]:
     turned = Turned(programs(), random.randrange(1 << 32))
     with turned.lab:
-        try:
-            turned.start()
-            turned.plug()
-            poll(turned.lease, "no lease")
-            turned.wan4 = turned.lease()
-            yield turned
-        finally:
-            turned.close()
+        turned.start()
+        turned.plug()
+        poll(turned.lease, "no lease")
+        turned.wan4 = turned.lease()
+        yield turned
 
 
 @pytest.fixture(autouse=True)

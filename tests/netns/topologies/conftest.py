@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -204,7 +203,6 @@ class Place:
             assert done.ok, done.err
         undone = self.command("down", "--instance", self.instance)
         assert undone.ok, undone.err
-        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
 
     def ask(self, host: str, address: str, kind: str = "tcp") -> str:
         """Whom the server saw; "" where nobody answers."""

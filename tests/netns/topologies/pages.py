@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -142,5 +141,3 @@ class Reader:
             if self._gateway is not None and self._gateway.running:
                 self._signal(signal.SIGKILL)
                 self._gateway.kill()
-            for place in ("/run/gateway", "/var/lib/gateway"):
-                shutil.rmtree(Path(place, self.instance), ignore_errors=True)

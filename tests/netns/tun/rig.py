@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import socket
 import sys
 import threading
@@ -27,6 +26,7 @@ from gateway.lab.stage import poll
 from gateway.lab.topology import End, Link, Route, Topology
 from gateway.lab.topology import Host as Plan
 from gateway.protocol.tun import codec
+from tests.instances import forget
 
 ROOT = Path(__file__).resolve().parents[3]
 SITES = tuple(f"198.51.100.{n}" for n in range(1, 5)) + tuple(f"2001:db8:2::{n}" for n in range(1, 5))
@@ -338,5 +338,5 @@ class Ours:
     def close(self) -> None:
         self.stop()
         done = self.command("down")
-        shutil.rmtree(Path("/var/lib/gateway", self.instance), ignore_errors=True)
+        forget(self.instance)
         assert done.ok, done.err

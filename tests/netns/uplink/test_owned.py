@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.service.control import ask
+from tests.instances import forget
 
 from .conftest import Net, peer, sh
 
@@ -76,7 +76,7 @@ class Whole:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
         self.command("down", "--instance", self.name)
-        shutil.rmtree(Path("/var/lib/gateway", self.name), ignore_errors=True)
+        forget(self.name)
 
 
 def eventually(what: Callable[[], Any], seconds: float = 40) -> Any:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import struct
@@ -26,6 +25,7 @@ from gateway.lab.process import Process
 from gateway.lab.topology import End, Link, Route, Service, Topology
 from gateway.lab.topology import Host as Plan
 from gateway.service.control import alive, ask
+from tests.instances import forget
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[3]
@@ -303,7 +303,7 @@ def whole(lab: Lab) -> Iterator[Whole]:
         if whole.process is not None and whole.process.running:
             whole.end(signal.SIGKILL)
         done = whole.command("down")
-        shutil.rmtree(Path("/var/lib/gateway", whole.instance), ignore_errors=True)
+        forget(whole.instance)
         assert done.ok, done.err
         assert whole.tables() == set()
         # Flows of this test would be old ones to the next, where a port is used again.
