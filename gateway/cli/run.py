@@ -13,10 +13,11 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gateway.box import Box
-from gateway.cli import configuration, footprint, instance
+from gateway.cli import configuration, footprint, instance, logs
 from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
 from gateway.host import undo
@@ -29,7 +30,6 @@ from gateway.uplink.clock import boottime
 
 REFUSED = 78
 """EX_CONFIG of sysexits.h."""
-LEVELS = {"trace": 10, "debug": 10, "": 20, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
 log = logging.getLogger("gateway")
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"gateway run: {error}", file=sys.stderr)
         return REFUSED
-    logs(config, handler(config))
+    logs.use(config, logs.handler(config))
     descriptors.raise_limit()
     descriptors.keep()
     faulthandler.enable(2)  # SIGABRT of a loop that stands still: where
@@ -79,35 +79,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def handler(config: Config) -> logging.Handler:
-    """Where the ``log`` object wants the log. Raises ConfigError."""
-    output = config.log.output
-    try:
-        if output in ("", "stderr"):
-            return logging.StreamHandler(sys.stderr)
-        return logging.FileHandler(config.directory / output)
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}", "log.output") from error
-
-
-def log_file(config: Config) -> str:
-    """Where another process may write to the log too; "" is standard error."""
-    output = config.log.output
-    return "" if output in ("", "stderr") else str(config.directory / output)
-
-
-def logs(config: Config, where: logging.Handler) -> None:
-    """Logging as the ``log`` object asks."""
-    options = config.log
-    form = (
-        "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        if options.timestamp
-        else "%(levelname)s %(name)s: %(message)s"
-    )
-    logging.basicConfig(handlers=[where], level=LEVELS[options.level], format=form, force=True)
-    logging.disable(logging.CRITICAL if options.disabled else logging.NOTSET)
-
-
 async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     """A start that fails leaves what it found: nothing, or the plain router of a former run."""
     for note in config.notes:
@@ -116,23 +87,18 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
     notifier = Notifier()
     claim, forget = Claim(folder, alone=config.gateway is not None), False
     trial: Trial | None = None
-    stands = True
     try:
         if await finish(folder):
             raise GatewayError("what an earlier trial left cannot be undone: see the log, and gateway down")
-        stands = bool(journal.read(folder / "undo.jsonl"))
-        trial = None if arguments.trial is None else Trial(folder, arguments.trial, log_file(config))
+        stands = bool(journal.read(folder / journal.NAME))
+        trial = None if arguments.trial is None else Trial(folder, arguments.trial, logs.file(config))
+        box: Box | None = None
         try:
             box = Box(config, folder, state, notifier.patience)
-            try:
-                await _run(arguments, box, notifier, trial)
-            finally:
-                stands = stands or box.state == "running"
+            await Running(arguments, box, notifier, trial).run()
         finally:
-            if trial is not None and not trial.confirmed:
-                forget = not await trial.undo() and not (folder / "undo.jsonl").exists()
-            elif not stands and (folder / "undo.jsonl").exists():
-                forget = not await undo(folder)
+            stands = stands or (box is not None and box.state == "running")
+            forget = await _undone(folder, trial, stands)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise GatewayError(f"{where}{error.strerror or error}") from error
@@ -141,106 +107,127 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> int:
         notifier.close()
     if trial is None or trial.confirmed:
         return 0
-    return UNCONFIRMED if not (folder / "trial").exists() else 1
+    return UNCONFIRMED if not (folder / journal.TRIAL).exists() else 1
 
 
-async def _run(arguments: argparse.Namespace, box: Box, notifier: Notifier, trial: Trial | None) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+async def _undone(folder: Path, trial: Trial | None, stands: bool) -> bool:
+    """Undo a trial that was not confirmed, or a start that failed. Whether all is undone."""
+    made = folder / journal.NAME
+    if trial is not None and not trial.confirmed:
+        return not await trial.undo() and not made.exists()
+    return not stands and made.exists() and not await undo(folder)
 
-    def on_trial() -> Trial | None:
-        return None if trial is None or trial.confirmed else trial
 
-    def status(_: dict[str, Any]) -> dict[str, Any]:
-        one = on_trial()
-        return box.status() | ({} if one is None else {"trial": round(one.left, 1)})
+class Running:
+    """A gateway from its start to its end: what signals, the control socket, the service manager and a trial want of
+    it. To be made in a running loop."""
 
-    made = 0.0  # when the start was through
+    def __init__(self, arguments: argparse.Namespace, box: Box, notifier: Notifier, trial: Trial | None) -> None:
+        self._arguments = arguments
+        self._box = box
+        self._notifier = notifier
+        self._trial = trial
+        self._stop = asyncio.Event()
+        self._made = 0.0
+        """When the start was through, in seconds of CLOCK_BOOTTIME."""
+        self._changing = asyncio.Lock()
+        self._waiting = False
+        """There was a SIGHUP, and the files are not read yet."""
+        self._kept = ""
+        """Why the configuration that was read last is not in force."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        commands: dict[str, Handler] = {
+            "status": self._status, "explain": box.explain, "flows": box.flows, "devices": lambda _: box.devices(),
+            "groups": lambda _: box.groups(), "select": box.select, "urltest": box.urltest, "pause": box.pause,
+            "resume": box.resume, "confirm": self._confirm, "reload": self._reload,
+        }  # fmt: skip
+        self._control = Control(box.run, commands)
 
-    def confirm(request: dict[str, Any]) -> dict[str, Any]:
-        if (one := on_trial()) is None:
-            raise GatewayError("no trial is on: what stands stays")
-        if not made:
-            raise GatewayError("it still starts: confirm when it runs")
-        one.confirm(request["peer"], bool(request.get("here")), max(made, box.changed))
-        return {}
-
-    changing = asyncio.Lock()  # what was read last is applied last
-    waiting, kept = False, ""
-
-    def line() -> str:
-        return f"{box.line()}; configuration kept: {kept}" if kept else box.line()
-
-    async def apply() -> None:
-        nonlocal waiting, kept
-        if on_trial() is not None:
-            waiting = False
-            raise GatewayError("a trial is on: confirm it first (gateway confirm), or end it (gateway down)")
-        async with changing:
-            waiting = False
-            notifier.reloading()
-            try:
-                config = await asyncio.to_thread(configuration.configuration, arguments)
-                where = handler(config)
-                await box.reload(config)
-                logs(config, where)
-                kept = ""
-                notifier.agree(box.heartbeat)
-            except Exception as error:
-                kept = str(error)
-                raise
-            finally:
-                notifier.ready()
-
-    async def reload(_: dict[str, Any]) -> dict[str, Any]:
-        await apply()
-        return {}
-
-    async def hangup() -> None:
+    async def run(self) -> None:
+        """Until a signal, or the end of a trial."""
+        await self._control.start()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._notifier.start(self._line, self._box.heartbeat)
+        if self._trial is not None:
+            self._trial.watch(self._stop.set)
         try:
-            await apply()
+            await self._box.start()
+            self._made = boottime()
+            self._notifier.ready()
+            log.info("started; control socket %s", self._control.path)
+            if self._arguments.minimal:
+                print(*footprint.lines(), sep="\n", flush=True)
+            await self._stop.wait()
+        finally:
+            self._notifier.stopping()
+            self._control.refusal = "the gateway stops"
+            try:
+                await self._box.stop()
+            finally:
+                await self._control.close()
+
+    def _on_trial(self) -> Trial | None:
+        return None if self._trial is None or self._trial.confirmed else self._trial
+
+    def _line(self) -> str:
+        """For the service manager."""
+        return f"{self._box.line()}; configuration kept: {self._kept}" if self._kept else self._box.line()
+
+    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        trial = self._on_trial()
+        return self._box.status() | ({} if trial is None else {"trial": round(trial.left, 1)})
+
+    def _confirm(self, request: dict[str, Any]) -> dict[str, Any]:
+        trial = self._on_trial()
+        if trial is None:
+            raise GatewayError("no trial is on: what stands stays")
+        if not self._made:
+            raise GatewayError("it still starts: confirm when it runs")
+        trial.confirm(request["peer"], bool(request.get("here")), max(self._made, self._box.changed))
+        return {}
+
+    async def _reload(self, _: dict[str, Any]) -> dict[str, Any]:
+        await self._apply()
+        return {}
+
+    def _on_hangup(self) -> None:
+        if self._waiting:
+            return
+        self._waiting = True
+        task = asyncio.create_task(self._hangup())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hangup(self) -> None:
+        try:
+            await self._apply()
             log.info("configuration applied")
         except GatewayError as error:
             log.error("configuration kept: %s", error)
         except Exception:
             log.exception("configuration kept")
 
-    commands: dict[str, Handler] = {
-        "status": status, "explain": box.explain, "flows": box.flows, "devices": lambda _: box.devices(),
-        "groups": lambda _: box.groups(), "select": box.select, "urltest": box.urltest, "pause": box.pause,
-        "resume": box.resume, "confirm": confirm, "reload": reload,
-    }  # fmt: skip
-    control = Control(box.run, commands)
-    await control.start()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def on_hangup() -> None:
-        nonlocal waiting
-        if waiting:  # that one has not read the files yet
-            return
-        waiting = True
-        task = asyncio.create_task(hangup())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    notifier.start(line, box.heartbeat)
-    if trial is not None:
-        trial.watch(stop.set)
-    try:
-        await box.start()
-        made = boottime()
-        notifier.ready()
-        log.info("started; control socket %s", control.path)
-        if arguments.minimal:
-            print(*footprint.lines(), sep="\n", flush=True)
-        await stop.wait()
-    finally:
-        notifier.stopping()
-        control.refusal = "the gateway stops"
-        try:
-            await box.stop()
-        finally:
-            await control.close()
+    async def _apply(self) -> None:
+        """Read the configuration again, one after another: what was read last is applied last. Raises GatewayError,
+        and what a fault of ours raises: what ran before goes on."""
+        if self._on_trial() is not None:
+            self._waiting = False
+            raise GatewayError("a trial is on: confirm it first (gateway confirm), or end it (gateway down)")
+        async with self._changing:
+            self._waiting = False
+            self._notifier.reloading()
+            try:
+                config = await asyncio.to_thread(configuration.configuration, self._arguments)
+                where = logs.handler(config)
+                await self._box.reload(config)
+                logs.use(config, where)
+                self._kept = ""
+                self._notifier.agree(self._box.heartbeat)
+            except Exception as error:
+                self._kept = str(error)
+                raise
+            finally:
+                self._notifier.ready()
