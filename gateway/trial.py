@@ -29,10 +29,10 @@ import gateway
 from gateway.core.errors import GatewayError, KernelError
 from gateway.host import executors
 from gateway.kernel import conntrack, journal, sysctl
+from gateway.kernel.clock import boottime
 from gateway.kernel.journal import NAME, TRIAL
 from gateway.kernel.login import Login, login
 from gateway.kernel.netlink import stood
-from gateway.kernel.netlink.stood import boottime
 from gateway.kernel.nft import base
 from gateway.kernel.nft.library import Library
 from gateway.kernel.rescue import Rescue

@@ -22,11 +22,11 @@ from gateway.config.root import Config
 from gateway.core.errors import ConfigError, GatewayError
 from gateway.host import undo
 from gateway.kernel import descriptors, journal
+from gateway.kernel.clock import boottime
 from gateway.service.claim import Claim
 from gateway.service.control import Control, Handler
 from gateway.service.notify import Notifier
 from gateway.trial import LEAST, MOST, SECONDS, UNCONFIRMED, Trial, finish
-from gateway.uplink.clock import boottime
 
 REFUSED = 78
 """EX_CONFIG of sysexits.h."""

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Literal
+
+from gateway.kernel.clock import boottime
 
 Step = dict[str, Any]
 Executor = Callable[[Step], Awaitable[None] | None]
@@ -73,7 +74,7 @@ class Journal:
                 return
         self._steps[key] = step
         if self._trial is None:
-            self.changed = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self.changed = boottime()
         self._file.write(json.dumps(step) + "\n")
         self._file.flush()
         os.fdatasync(self._file.fileno())

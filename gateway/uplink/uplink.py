@@ -20,13 +20,13 @@ from typing import Any
 from gateway.core.address import IP
 from gateway.core.errors import KernelError
 from gateway.kernel import sysctl
+from gateway.kernel.clock import boottime
 from gateway.kernel.netlink import diff
 from gateway.kernel.netlink.diff import Address, Inverse, Route
 from gateway.kernel.netlink.link import Link
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
 from gateway.uplink import owner, plan
-from gateway.uplink.clock import boottime
 from gateway.uplink.dhcp4.client import Client
 from gateway.uplink.dhcp4.enquirer import Enquirer
 from gateway.uplink.dhcp4.inform import Here, Names

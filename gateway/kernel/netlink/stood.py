@@ -22,12 +22,12 @@ import os
 import socket
 import struct
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.core.errors import KernelError
+from gateway.kernel.clock import boottime
 from gateway.kernel.nft.message import ACK, CREATE, DONE, DUMP, ERROR, REQUEST
 
 NEW_ADDRESS, NEW_ROUTE, NEW_RULE = 20, 24, 32
@@ -295,7 +295,3 @@ def _write(sock: socket.socket, message: Message, elapsed: float) -> int:
         return _ask(sock, message.kind, ACK | CREATE | more, clean(message, elapsed), lambda _: None)
     except OSError as error:
         return error.errno or errno.EIO
-
-
-def boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
 
-from gateway.uplink.clock import boot_id, boottime
+from gateway.kernel.clock import boot_id, boottime
 from gateway.uplink.dhcp4 import lease as lease_file
 from gateway.uplink.dhcp4.lease import Lease
 from gateway.uplink.dhcp4.machine import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from gateway.uplink.clock import Timer, boottime
+from gateway.kernel.clock import Timer, boottime
 from gateway.uplink.dhcp4.machine import Listen, Packet, Send, Tick
 from gateway.uplink.dhcp4.port import Port
 
