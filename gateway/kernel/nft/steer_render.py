@@ -46,7 +46,7 @@ LEARNED = (Verdict.SNIFF, Verdict.USER, Verdict.DIRECT, Verdict.REJECT, Verdict.
 """In the order they are looked up; an address is in one of them."""
 MULTIPATH = "tcp flags & (fin | syn | rst | ack) == syn reset tcp option mptcp"
 """The listener takes one path: without the option the client asks for no more (RFC 8684 section 3.7). Linux 5.18."""
-ERRORS = f"meta l4proto {{ icmp, ipv6-icmp }} meta mark set meta mark | {mark.ROUTE:#010x} accept"
+ERRORS = f"meta l4proto {{ icmp, icmpv6 }} meta mark set meta mark | {mark.ROUTE:#010x} accept"
 """What a router behind the LAN says of packets that userspace sent in somebody else's name (too large, unreachable) is
 addressed to that other, and comes to the socket that has the name; else path MTU discovery is blind."""
 HINTED = tuple(

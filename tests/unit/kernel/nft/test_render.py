@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from gateway.kernel import mark
 from gateway.kernel.nft.library import Library, folder
 from gateway.kernel.nft.render import base, quote
+from gateway.kernel.nft.steer_render import ERRORS
 from gateway.kernel.plan import Base, PortForward
 
 TEXT, GUARD = ((folder() / name).read_text() for name in ("base.nft", "guard.nft"))
@@ -31,6 +34,20 @@ def test_nft_accepts_a_full_plan(firewall: bool, fail: Literal["open", "closed",
     text = base(plan, TEXT, GUARD)
     Library().run(text, check=True)
     assert ("chain guard" in text) == (fail != "open")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="nft -c needs root")
+@pytest.mark.parametrize(
+    "file", [*sorted(folder().glob("*.nft")), None], ids=lambda file: file.name if file else "rules"
+)
+def test_a_host_without_a_list_of_protocols(file: Path | None) -> None:
+    """A bare Debian has no /etc/protocols: of their names nft knows by itself only its own keywords."""
+    text = file.read_text() if file else f"table inet bare {{ chain rules {{ {ERRORS}; }}; }}"
+    bare = "[ ! -e /etc/protocols ] || mount --bind /dev/null /etc/protocols && exec nft -c -f -"
+    command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", bare]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["", "x" * 16, 'a"b', "a/b", "a b", "..", "a\nb"])
