@@ -6,7 +6,8 @@ certificates). OpenSSL does the protocol, in memory: no socket of its own.
 ::
 
     options   the ``tls`` object of outbounds and DNS servers
-    client    what a server is asked for and held to: one OpenSSL context for all that ask alike
+    client    what one server is asked for and held to
+    context   OpenSSL's part of that, one for all who ask alike
     layer     handshake and records as a ``core.stream.Layer``
     suites    cipher suites by the names the configuration has for them
     verdict   why a handshake failed, in words

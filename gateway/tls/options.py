@@ -6,7 +6,7 @@ from typing import Literal
 
 from gateway.config.fields import as_list
 from gateway.config.shared import Options, RemoteOptions
-from gateway.tls.client import Demands, authorities
+from gateway.tls.context import Demands, authorities
 from gateway.tls.suites import openssl
 
 Version = Literal["", "1.0", "1.1", "1.2", "1.3"]

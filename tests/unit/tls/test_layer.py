@@ -11,7 +11,8 @@ import pytest
 
 from gateway.core.errors import ConfigError, PeerError
 from gateway.lab import certificate
-from gateway.tls.client import Client, context
+from gateway.tls.client import Client
+from gateway.tls.context import context
 from gateway.tls.options import OutboundTLSOptions
 from gateway.tls.verdict import is_for
 
