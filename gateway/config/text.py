@@ -14,7 +14,6 @@ from gateway.core.errors import ConfigError
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|#[^\n]*|/\*.*?\*/|/\*.*|,(?=\s*[}\]])', re.DOTALL)
 _BLANK = re.compile(r"[^\n]")
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
-MAX_DEPTH = 200
 
 Path = tuple[str | int, ...]
 
@@ -34,7 +33,7 @@ def strip(text: str) -> str:
 
 def parse(text: str, file: str) -> Any:
     """The value of a whole file. Raises ConfigError with line for bad syntax, a duplicate key, or nesting deeper than
-    200."""
+    Python's stack."""
     clean = strip(text)
     try:
         value = json.loads(clean, object_pairs_hook=_unique)
@@ -71,10 +70,6 @@ def _twice(text: str, key: str) -> int:
 def split_path(path: str) -> Path:
     """``outbounds[0].server`` as ("outbounds", 0, "server"). Keys with dots in them come out in pieces."""
     return tuple(int(found[2]) if found[2] else found[1] for found in _STEP.finditer(path.removeprefix("$")))
-
-
-def join_path(path: Path) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 def line_of(text: str, path: Path) -> int:

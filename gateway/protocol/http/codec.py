@@ -15,8 +15,6 @@ from gateway.core import socksaddr
 from gateway.core.address import Address
 from gateway.core.errors import AuthError, PeerError
 
-Headers = Sequence[tuple[bytes, bytes]]
-
 LONGEST = 65536
 """Most bytes of a request line and header."""
 

@@ -15,7 +15,6 @@ from gateway.core.address import IP
 ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
 ECHO = {4: 8, 6: 128}
 ECHO_REPLY = {4: 0, 6: 129}
-TIME_EXCEEDED = {4: 11, 6: 3}
 UNREACHABLE = {4: 3, 6: 1}
 PORT = {4: (3, 3), 6: (1, 4)}
 """Type and code: nobody listens."""

@@ -50,14 +50,6 @@ def listener(family: int = socket.AF_INET, host: str = "127.0.0.1", port: int = 
     return sock
 
 
-def closed_port(family: int = socket.AF_INET, host: str = "127.0.0.1") -> int:
-    sock = socket.socket(family)
-    sock.bind((host, 0))
-    port: int = sock.getsockname()[1]
-    sock.close()
-    return port
-
-
 def test_connects_and_says_what_failed() -> None:
     async def body(wiring: Any) -> None:
         dialer = Dialer(DialerOptions(), wiring)

@@ -39,10 +39,6 @@ def reply(
     return Message(2, request.xid, request.hardware, options, yiaddr=address if kind != Type.NAK else codec.ANY)
 
 
-def offer_or_ack(request: Message) -> Type:
-    return Type.OFFER if request.type == Type.DISCOVER else Type.ACK
-
-
 def honest(world: World, message: Message) -> list[Message]:
     kind = {Type.DISCOVER: Type.OFFER, Type.REQUEST: Type.ACK}.get(Type(message.type))
     return [reply(message, kind)] if kind else []
