@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gateway.lab.lab import Lab
+from tests.netns.far import far
 
-from .house import House, topology
+from .house import SERVER, House, topology
 from .neighbour import EVERY, Neighbour
 
 
@@ -20,12 +21,8 @@ def house() -> Iterator[House]:
     """No gateway runs yet."""
     if os.geteuid():
         pytest.skip("needs root")
-    with Lab(topology()) as lab:
-        house = House(lab)
-        try:
-            yield house
-        finally:
-            house.leave()
+    with Lab(topology()) as lab, far(lab, "server", SERVER[4]):
+        yield House(lab)
 
 
 @pytest.fixture(scope="module")

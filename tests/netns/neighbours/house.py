@@ -26,6 +26,7 @@ from gateway.lab.stage import poll
 from gateway.lab.topology import Bridge, End, Link, Route, Service, Topology
 from gateway.lab.topology import Host as Plan
 from tests import peers
+from tests.netns.far import SOCKS
 from tests.netns.kernel.whole import Whole
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ SERVER1 = {4: "203.0.113.130", 6: "2001:db8:4::2"}
 DIRECT = {4: "198.51.100.1", 6: "2001:db8:2::1"}
 PROXIED = {4: "198.51.100.2", 6: "2001:db8:2::2"}
 GUEST6 = "2001:db8:9::"
-SOCKS = 1080
 TPROXY, MIXED = 7893, 7890
 FAST = {"ipv4/tcp_fastopen": "0x403"}
 """Every listener takes data in a SYN."""
@@ -156,11 +156,6 @@ class House(Whole):
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self.desk, self.guest = lab.host("desk"), lab.host("guest")
-        far = lab.folder / "far.json"
-        far.write_text(json.dumps({"inbounds": [{"type": "socks", "listen": SERVER[4], "listen_port": SOCKS}]}))
-        words = [sys.executable, "-m", "gateway", "run", "-c", far, "--instance", f"far-{lab.id}"]
-        self._far = self.server.popen(words, cwd=ROOT)
-        self.server.wait_listening([("tcp", SOCKS)], self._far)
 
     @cached_property
     def foreign(self) -> dict[str, str]:
@@ -223,11 +218,6 @@ class House(Whole):
         told = self.process.told().count("configuration applied")
         os.kill(self.process.pid, signal.SIGHUP)
         poll(lambda: self.process.told().count("configuration applied") > told, self.process.told())
-
-    def leave(self) -> None:
-        """Before the lab goes."""
-        os.kill(self._far.pid, signal.SIGTERM)
-        self._far.wait(30)
 
     def lines(self, *lines: str) -> None:
         """Shell lines on the gateway, each as it stands."""

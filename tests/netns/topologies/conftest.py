@@ -29,6 +29,7 @@ from gateway.lab.topology import Bridge, End, Link, Route, Service, Topology
 from gateway.lab.topology import Host as Plan
 from gateway.service.control import ask
 from tests import peers
+from tests.netns.far import SOCKS, far
 from tests.netns.neighbours.house import echo
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +42,7 @@ WAN = {4: "203.0.113.1", 6: "2001:db8:3::1"}
 SERVER = {4: "203.0.113.2", 6: "2001:db8:3::2"}
 DIRECT = {4: "198.51.100.1", 6: "2001:db8:2::1"}
 PROXIED = {4: "198.51.100.2", 6: "2001:db8:2::2"}
-SITE, SOCKS = 80, 1080
+SITE = 80
 FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 UNFILTERED = {f"bridge/bridge-nf-call-{kind}tables": "0" for kind in ("ip", "ip6")}
 NAT = 'table ip nat { chain out { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }; }'
@@ -140,11 +141,6 @@ class Place:
         self.lab = lab
         done = lab.host("main").run(["nft", "-f", "-"], stdin=NAT.encode())
         assert done.ok, done.err
-        far = lab.folder / "far.json"
-        far.write_text(json.dumps({"inbounds": [{"type": "socks", "listen": SERVER[4], "listen_port": SOCKS}]}))
-        words = [sys.executable, "-m", "gateway", "run", "-c", far, "--instance", f"far-{lab.id}"]
-        self._far = self.host("server").popen(words, cwd=ROOT)
-        self.host("server").wait_listening([("tcp", SOCKS)], self._far)
         self.rules = lab.folder / "a-rules.json"
         self.rules.write_text(json.dumps({
             "dns": {"servers": [{"type": "udp", "tag": "names", "server": SERVER[4]}]},
@@ -251,18 +247,10 @@ class Place:
         words = ["dig", "+short", "+time=2", "+tries=3", f"@{server}", name, "A"]
         return str(self.host(host).run(words).out.strip())
 
-    def leave(self) -> None:
-        os.kill(self._far.pid, signal.SIGTERM)
-        self._far.wait(30)
-
 
 @pytest.fixture
 def place() -> Iterator[Place]:
     if os.geteuid():
         pytest.skip("needs root")
-    with Lab(topology()) as lab:
-        made = Place(lab)
-        try:
-            yield made
-        finally:
-            made.leave()
+    with Lab(topology()) as lab, far(lab, "server", SERVER[4]):
+        yield Place(lab)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,9 +13,10 @@ import pytest
 from gateway.lab.lab import Lab
 from gateway.lab.topology import Bridge, End, Host, Link, Route, Service, Topology
 from tests import peers
+from tests.netns.far import far
 
 from .conftest import FORWARDING, TAKE, UNFILTERED, dnsmasq
-from .pages import ROOT, Reader, blocks
+from .pages import Reader, blocks
 
 pytestmark = [pytest.mark.root, pytest.mark.peer("dnsmasq"), pytest.mark.peer("busybox"), pytest.mark.peer("sshd")]
 
@@ -136,18 +136,9 @@ def test_side_router() -> None:
 
 @pytest.mark.slow
 def test_from_sing_box() -> None:
-    with reading(one_port()) as reader:
-        far = reader.folder / "far.json"
-        far.write_text(json.dumps({"inbounds": [{"type": "socks", "listen": PROXY, "listen_port": 1080}]}))
-        words = [sys.executable, "-m", "gateway", "run", "-c", far, "--instance", f"far-{reader.lab.id}"]
-        proxy = reader.lab.host("isp").popen(words, cwd=ROOT)
-        reader.lab.host("isp").wait_listening([("tcp", 1080)], proxy)
-        try:
-            for _ in reader.follow("from-sing-box.md"):
-                pass
-        finally:
-            os.kill(proxy.pid, signal.SIGTERM)
-            proxy.wait(30)
+    with reading(one_port()) as reader, far(reader.lab, "isp", PROXY):
+        for _ in reader.follow("from-sing-box.md"):
+            pass
         here = {"192.0.2.2", "2001:db8:1::2"}
         assert seen(reader, "curl -s http://www.example.com/") in here
         assert seen(reader, "curl -s http://www.example.org/") not in here, "the proxy dialled"
