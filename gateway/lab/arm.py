@@ -7,13 +7,12 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gateway.box import RUN
 from gateway.lab import peer
 from gateway.lab.forecast import CheckError, expect
-from gateway.lab.observe import page
+from gateway.lab.observe import icmp, page
 from gateway.lab.process import Process
 from gateway.lab.stage import Stage, poll
 from gateway.service.control import ask
@@ -55,7 +54,7 @@ def one_arm(stage: Stage) -> str:
         instance,
     ):
         poll(lambda: ask(RUN / instance, {"command": "status"})["uplinks"][0]["ready"], "inner is not ready")
-        told = redirects(stage, "lan2")
+        told = icmp(stage, "lan2", "Redirects")
         try:
             for line, _ in ways:
                 lan2.run(["ip", *(line % "add").split()], check=True)
@@ -63,7 +62,7 @@ def one_arm(stage: Stage) -> str:
                 stage.fetch("lan2", page(address))
                 stage.fetch("lan1", page(address))
                 assured(stage, address)
-            expect(redirects(stage, "lan2") == told, "lan2 was told to leave inner out")
+            expect(icmp(stage, "lan2", "Redirects") == told, "lan2 was told to leave inner out")
             process.signal(signal.SIGKILL)
             process.wait()
             for _, address in ways:
@@ -84,18 +83,6 @@ def assured(stage: Stage, address: str) -> None:
     expect(any(own in row and "[ASSURED]" in row for row in rows), f"inner tracked: {rows or 'nothing'}")
     strange = [row for row in rows if any(f"src={one} " in row for one in (stage.home.lan1.ipv4, stage.home.lan1.ipv6))]
     expect(not strange, f"lan1 came by inner: {strange}")
-
-
-def redirects(stage: Stage, host: str) -> int:
-    """How many it was sent, as its kernel counts them."""
-
-    def work() -> int:
-        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
-        names, values = (line.split() for line in lines if line.startswith("Icmp:"))
-        rows = dict(line.split() for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines())
-        return int(dict(zip(names, values, strict=True))["InRedirects"]) + int(rows["Icmp6InRedirects"])
-
-    return stage.lab.host(host).call(work)
 
 
 def second_dhcp_client_refused(stage: Stage) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from gateway.config.text import parse
 from gateway.kernel import mark
 from gateway.lab.forecast import CheckError, expect
-from gateway.lab.observe import NOBODY, addresses6, echoes, page, ping, proxied, tracked_mark, udp, visit
+from gateway.lab.observe import NOBODY, addresses6, icmp, page, ping, proxied, tracked_mark, udp, visit
 from gateway.lab.scenario import home
 from gateway.lab.stage import EXAMPLES, Stage
 
@@ -133,9 +133,9 @@ def tun_lan_wide(stage: Stage) -> str:
             for kind, one in seen.items():
                 expect(one["client"][0] == client, f"{kind}: {site.host} saw {one['client'][0]}, not {client}")
                 expect(one["ttl"] == DIALLED, f"{kind}: TTL {one['ttl']}, not {DIALLED}: not dialled by inner")
-            before = echoes(stage, site.host)
+            before = icmp(stage, site.host, "Echos")
             expect(ping(stage, "guest", address), f"no echo from {address}")
-            expect(echoes(stage, site.host) > before, f"somebody answered for {address}")
+            expect(icmp(stage, site.host, "Echos") > before, f"somebody answered for {address}")
     finally:
         result = process.stop()
     expect(result.ok, f"inner: exit {result.code}: {result.err[-300:]}")

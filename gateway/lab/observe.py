@@ -106,14 +106,14 @@ def ping(stage: Stage, host: str, address: str, timeout: float = 3.0) -> bool:
     return False
 
 
-def echoes(stage: Stage, host: str) -> int:
-    """Echo requests that ``host`` has had, over IPv4 and IPv6, as its kernel counts them."""
+def icmp(stage: Stage, host: str, kind: str) -> int:
+    """ICMP messages that ``host`` has had, over IPv4 and IPv6, as its kernel counts them; ``kind``: such as "Echos"."""
 
     def work() -> int:
         lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
         names, values = (line.split() for line in lines if line.startswith("Icmp:"))
         rows = dict(line.split() for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines())
-        return int(dict(zip(names, values, strict=True))["InEchos"]) + int(rows["Icmp6InEchos"])
+        return int(dict(zip(names, values, strict=True))[f"In{kind}"]) + int(rows[f"Icmp6In{kind}"])
 
     return stage.lab.host(host).call(work)
 
