@@ -32,6 +32,9 @@ NETWORKD_UNIT = "/etc/systemd/network/00-gateway-{0}.network"
 IDLE = ("", "unmanaged", "linger")
 """States of networkd in which it leaves a link alone (networkctl(1))."""
 
+UNTOUCHED = "vmnet,vboxnet,virbr,ifb,ve-,vb-,ham,veth"
+"""What connman leaves alone where nothing is said."""
+
 
 class Owner(NamedTuple):
     """``process``: its number, 0 where it does not run. ``release``: a line for a shell that makes it let go."""
@@ -137,16 +140,13 @@ def _owners(interface: str, index: int, running: Sequence[Process], root: Path) 
     for process in running:
         for kind, asked in clients(process.words):
             if interface in asked or (asked == () and _all(kind, interface, root)):
-                yield Owner(kind, process.number, _end(kind, interface, process.number))
+                yield Owner(kind, process.number, _end(kind, interface, process.number, root))
 
 
 def _all(kind: str, interface: str, root: Path) -> bool:
     """Whether a client that was given no interface takes this one."""
     if kind == "connman":
-        settings = _read(root / "etc/connman/main.conf")
-        pairs = (line.partition("=") for line in settings.splitlines())
-        listed = [value.split(",") for key, _, value in pairs if key.strip() == "NetworkInterfaceBlacklist"]
-        return not any(interface.startswith(one.strip()) for names in listed for one in names if one.strip())
+        return not any(interface.startswith(one) for one in _blacklist(root))
     if kind == "dhcpcd":
         lines = [line.split() for line in _read(root / "etc/dhcpcd.conf").splitlines()]
         denied, allowed = (
@@ -158,12 +158,20 @@ def _all(kind: str, interface: str, root: Path) -> bool:
     return True
 
 
-def _end(kind: str, interface: str, number: int) -> str:
+def _blacklist(root: Path) -> list[str]:
+    """Of connman: beginnings of names (connman.conf(5))."""
+    pairs = [line.partition("=") for line in _read(root / "etc/connman/main.conf").splitlines()]
+    listed = [value for key, _, value in pairs if key.strip() == "NetworkInterfaceBlacklist"] or [UNTOUCHED]
+    return [one.strip() for one in listed[-1].split(",") if one.strip()]
+
+
+def _end(kind: str, interface: str, number: int, root: Path) -> str:
     name = shlex.quote(interface)
     if kind == "dhcpcd":
         return f"echo denyinterfaces {name} >> /etc/dhcpcd.conf && dhcpcd --exit {name}"
     if kind == "connman":
-        text = shlex.quote(f"[General]\\nNetworkInterfaceBlacklist={interface}\\n")
+        names = ",".join([*_blacklist(root), interface])  # the last list is the one that counts
+        text = shlex.quote(f"[General]\\nNetworkInterfaceBlacklist={names}\\n")
         return f"printf {text} >> /etc/connman/main.conf && systemctl restart connman"
     return f"kill {number}"
 

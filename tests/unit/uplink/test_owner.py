@@ -150,6 +150,10 @@ def test_a_client_that_was_given_none_takes_all_but_what_is_denied(tmp_path: Pat
     assert whose(tmp_path, "dhcpcd") is None
     made(tmp_path, {"etc/connman/main.conf": "[General]\nNetworkInterfaceBlacklist = vmnet,eth0\n"})
     assert whose(tmp_path, "connmand -n") is None
+    made(tmp_path, {"etc/connman/main.conf": "[General]\nNetworkInterfaceBlacklist = vmnet,wan\n"})
+    found = whose(tmp_path, "connmand -n")
+    assert found is not None
+    assert "NetworkInterfaceBlacklist=vmnet,wan,eth0" in found.release, "what was left alone stays so"
 
 
 def test_the_error_says_what_to_write_and_what_to_run() -> None:
