@@ -14,7 +14,7 @@ from importlib import import_module
 
 from tests.bench.measure import Bench, line, say
 
-NAMES = ("forward", "steer", "relay", "tun", "shadowsocks", "dns", "start")
+NAMES = ("forward", "steer", "relay", "tun", "shadowsocks", "trojan", "vless", "dns", "start")
 
 
 def main() -> int:
