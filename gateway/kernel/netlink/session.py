@@ -12,12 +12,14 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Literal
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from gateway.core.address import IP
 from gateway.core.errors import KernelError
 from gateway.kernel import mark
 from gateway.kernel.netlink import diff
@@ -49,6 +51,7 @@ class Session:
     def __init__(self, record: Callable[[Inverse], None]) -> None:
         self._record = record
         self._recorded: set[str] = set()
+        self._untagged: set[tuple[str, IP, int]] = set()
         self._route: Any = None
 
     async def open(self) -> None:
@@ -116,9 +119,18 @@ class Session:
                 for step in steps:
                     await self._apply(step, index)
                 count += len(steps)
+                await self._note_untagged(interface, index, steps)
             if await self._steps(interface, index, *want):
                 raise KernelError(f"reconcile {interface}", 0, "the kernel does not keep what was written")
         return count
+
+    async def _note_untagged(self, interface: str, index: int, steps: Iterable[Step]) -> None:
+        """Linux 6.1 leaves the tag of an IPv4 address that was there before as it is: such a one counts as ours from
+        now on, or it would be written for ever."""
+        taken = {step.item.key for step in steps if step.op == "set" and isinstance(step.item, Address)}
+        if taken:
+            left = [item for item in await self._addresses(interface, index) if item.key in taken]
+            self._untagged |= {(interface, *item.key) for item in left if item.proto != mark.PROTO}
 
     async def reconcile_rules(self, want: Iterable[Rule]) -> int:
         async with _errors("rules"):
@@ -225,12 +237,15 @@ class Session:
         ip, _, prefix = step["address"].partition("/")
         key = ip_address(ip), int(prefix)
         for item in await self._addresses(step["interface"], index):
-            if item.key == key and item.proto == mark.PROTO:
-                if step["op"] == "delete":
+            if item.key != key:
+                continue
+            if step["op"] == "delete":
+                if item.proto == mark.PROTO:
                     await self._gone_is_fine(self._address("delete", item, index))
-                else:
-                    old = Address(item.interface, *key, step["valid"], step["preferred"], step["proto"])
-                    await self._address("replace", old, index)
+            # Its own tag: the kernel did not take ours.
+            elif item.proto in (mark.PROTO, step["proto"]):
+                old = Address(item.interface, *key, step["valid"], step["preferred"], step["proto"])
+                await self._address("replace", old, index)
 
     async def _undo_route(self, step: Inverse, index: int) -> None:
         key = ip_network(step["destination"]), step["table"], step["metric"]
@@ -304,7 +319,9 @@ class Session:
         self, interface: str, index: int, addresses: tuple[Address, ...], routes: tuple[Route, ...]
     ) -> list[Step]:
         """New addresses, then routes (they may name a new source), then the deletions of addresses."""
-        first = diff.addresses(await self._addresses(interface, index), addresses)
+        there = await self._addresses(interface, index)
+        have = [replace(item, proto=mark.PROTO) if (interface, *item.key) in self._untagged else item for item in there]
+        first = diff.addresses(have, addresses)
         second = diff.routes(await self._routes(interface, index), routes)
         made = [step for step in first if step.op != "delete"]
         return made + second + [step for step in first if step.op == "delete"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -16,6 +17,7 @@ from gateway.kernel.journal import Journal
 from gateway.kernel.netlink.diff import DHCP, Address, Route
 from gateway.kernel.netlink.monitor import Monitor
 from gateway.kernel.netlink.reconciler import Netlink
+from gateway.kernel.netlink.session import Session
 from gateway.kernel.netlink.undo import undo
 
 from .conftest import Net, inside, until
@@ -103,7 +105,20 @@ def test_another_lease_replaces_without_a_gap(net: Net) -> None:
     assert net.ip(net.router, "route") == before
 
 
-def test_foreign_address_is_given_back(net: Net) -> None:
+def as_linux_6_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tag of an IPv4 address that is there cannot be changed."""
+    write = Session._address
+
+    async def address(self: Session, verb: str, item: Address, index: int) -> None:
+        await write(self, verb, replace(item, proto=0) if verb == "replace" and item.ip.version == 4 else item, index)
+
+    monkeypatch.setattr(Session, "_address", address)
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_foreign_address_is_given_back(net: Net, monkeypatch: pytest.MonkeyPatch, tags: bool) -> None:
+    if not tags:
+        as_linux_6_1(monkeypatch)
     net.ip(net.router, "link", "set", "wan", "up")
     net.ip(net.router, "addr", "add", "192.0.2.9/24", "dev", "wan")
     before = net.ip(net.router, "-4", "addr")
@@ -113,6 +128,9 @@ def test_foreign_address_is_given_back(net: Net) -> None:
         async with Netlink(journal.append) as netlink:
             await netlink.reconcile("wan", (V4,), ())
             assert "valid_lft forever" not in net.ip(net.router, "-4", "addr", "show", "wan")
+            (tag,) = [item.proto for item in await netlink.addresses("wan") if item.ip == V4.ip]
+            assert (tag == mark.PROTO) is tags
+            assert await netlink.reconcile("wan", (V4,), ()) == 0
         await replay(journal)
 
     inside(net.router, main)
