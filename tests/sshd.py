@@ -46,10 +46,9 @@ class Sshd:
         self._host = host
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        for name in ("host", "user"):
-            subprocess.run(
-                [peers.path("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True
-            )  # fmt: skip
+        self.words = client(self.folder)
+        """A client that is let in, on any host."""
+        key(self.folder / "host")
         shells = "root:x:0:0:root:/root:/bin/sh\nsshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
         (self.folder / "passwd").write_text(shells + "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n")
         (self.folder / "shadow").write_text("root:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n")
@@ -58,9 +57,6 @@ class Sshd:
             "StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             + (f"SetEnv PATH={path}\n" if path else "")
         )
-        self.words = (str(peers.path("ssh")), "-F", str(self.folder / "client"))
-        """A client that is let in, on any host."""
-        (self.folder / "client").write_text(f"{CLIENT}IdentityFile {self.folder}/user\n")
         serve = [peers.path("sshd"), "-D", "-e", "-f", self.folder / "config"]
         words = ["unshare", "-m", "--propagation", "private", "sh", "-c", SERVE, "sh", self.folder, *serve]
         self._process = host.popen(words)
@@ -92,6 +88,18 @@ class Sshd:
             if os.fstat(self._hold).st_mode & 0o777 == OURS:
                 RUN.rmdir()
         os.close(self._hold)
+
+
+def key(path: Path) -> None:
+    """A key without a passphrase, and ``path``.pub."""
+    subprocess.run([peers.path("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+
+
+def client(folder: Path) -> tuple[str, ...]:
+    """The words of one that comes as root to who admits ``folder``/user.pub; made there, with its key."""
+    key(folder / "user")
+    (folder / "client").write_text(f"{CLIENT}IdentityFile {folder}/user\n")
+    return str(peers.path("ssh")), "-F", str(folder / "client")
 
 
 def hold() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from gateway.lab.host import Host
@@ -25,14 +26,20 @@ COMMANDS = {
 
 def snapshot(host: Host) -> dict[str, str]:
     """Name of a part -> its lines. BPF is that of this host's control groups, processes those in its network."""
-    found = {name: host.run(["sh", "-c", words]).out for name, words in COMMANDS.items()}
-    found["sysctls"] = "\n".join(line for line in found["sysctls"].splitlines() if steady(line))
+    found = network(lambda words: host.run(["sh", "-c", words]).out)
     found["listeners"] = "\n".join(map(str, sorted(host.listeners())))
     inode = host.call(lambda: os.stat("/proc/thread-self/ns/net").st_ino)
     # The groups of programs that have ended stay until the lab goes; nothing may be attached there either.
     groups = [Path(folder) for folder, _, _ in os.walk(host.group)]
     found["bpf"] = "\n".join([*links(groups, [inode]), *programs(host.group)])
     found["processes"] = "\n".join(processes(inode))
+    return found
+
+
+def network(shell: Callable[[str], str]) -> dict[str, str]:
+    """The parts that commands tell, wherever ``shell`` runs them."""
+    found = {name: shell(words) for name, words in COMMANDS.items()}
+    found["sysctls"] = "\n".join(line for line in found["sysctls"].splitlines() if steady(line))
     return found
 
 

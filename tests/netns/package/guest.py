@@ -18,16 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gateway.lab import peer
+from gateway.lab.host import Host
 from gateway.lab.lab import Lab
+from gateway.lab.process import Result
 from tests import peers
 from tests.debian import INSTALL, bare, ready
+from tests.sshd import client
 
 PACKAGES = (
     "systemd-sysv", "udev", "linux-image-cloud-amd64", "initramfs-tools", "iproute2", "procps", "curl", "python3",
-    "dnsmasq-base", "libbpf1", "netbase", "nftables", "python3-nftables",
+    "openssh-server", "network-manager", "connman", "ifupdown", "dnsmasq-base", "libbpf1", "netbase", "nftables",
+    "python3-nftables",
 )  # fmt: skip
-"""The last are what the package depends on: the guest reaches no mirror."""
-EDITION = 2
+"""Those from dnsmasq-base on are what the package depends on: the guest reaches no mirror. Nobody configures a link
+unless a test starts who does."""
+EDITION = 5
 """Of what is below; another one makes another disk."""
 SIZE = "2G"
 BOOT, WORD = 240.0, 300.0
@@ -44,7 +49,7 @@ while True:
     while b"\\n" in text:
         word, _, text = text.partition(b"\\n")
         done = subprocess.run(["sh", "-c", json.loads(word)], capture_output=True, text=True, errors="replace")
-        told = json.dumps([done.returncode, done.stdout[-20000:], done.stderr[-20000:]]).encode() + b"\\n"
+        told = json.dumps([done.returncode, done.stdout, done.stderr]).encode() + b"\\n"
         while told:
             told = told[line.write(told):]
 """
@@ -62,6 +67,7 @@ echo guest >/etc/hostname
 echo '/dev/vda / ext4 defaults 0 1' >/etc/fstab
 printf 'virtio_net\nvirtio_blk\n' >>/etc/initramfs-tools/modules
 systemctl enable agent.service
+systemctl disable NetworkManager.service connman.service systemd-networkd.service networking.service
 systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
     systemd-timesyncd.service serial-getty@ttyS1.service getty@tty1.service
 printf 'deb [trusted=yes] file:/mnt ./\n' >/etc/apt/sources.list
@@ -224,6 +230,16 @@ class Guest:
 
     def write(self, name: str, text: str) -> None:
         self.ready(f"cat >{name} <<'END'\n{text}\nEND")
+
+    def admit(self) -> None:
+        """Whoever has the key of this test, as root."""
+        self._client = client(self.folder)
+        self.ready("mkdir -p -m 700 /root/.ssh")
+        self.write("/root/.ssh/authorized_keys", (self.folder / "user.pub").read_text())
+
+    def ssh(self, host: Host, address: str, command: str) -> Result:
+        """From a host of the lab, by a connection of its own."""
+        return host.run([*self._client, address, command], timeout=60)
 
     def reboot(self) -> float:
         """Seconds until it is back."""
