@@ -139,6 +139,7 @@ def test_replayed_salt(aim, tag, at):
     assert routed(aim, tag) == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", METHODS)
 def test_replayed_datagram(aim, tag, at):
     """The server behind sees the first one alone."""
@@ -216,6 +217,7 @@ def announced(tag, target, number):
     return b"\x05\x01\x02\x01\xff" + b"n" * 255 + b"\xff" + b"p" * 254
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", TAGS)
 def test_a_gigabyte_announced(aim, tag, at):
     with aim.under_attack() as witness:

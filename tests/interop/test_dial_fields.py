@@ -330,6 +330,7 @@ def test_route_options_override(space, stage, who):
     assert space.call(lambda: told(stage.ports[who]["override"], there, MISS)).endswith(MISS)
 
 
+@pytest.mark.slow
 @every_program
 def test_udp_route_options(space, stage, who):
     """Each beside an inbound without it: what a SOCKS client is told."""

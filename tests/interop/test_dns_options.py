@@ -194,6 +194,7 @@ def test_independent_cache(who):
         who([server("one", one), server("two", two)], body, rules=rules, independent_cache=True)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize(("capacity", "kept"), [(0, False), (1 << 16, True)])
 def test_cache_capacity(who, capacity, kept):

@@ -46,6 +46,7 @@ def reply(port, target, patience):
             return None
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 @pytest.mark.parametrize(
     ("who", "refused", "dropped"), [pytest.param(sing_box, 5, 1, id="sing-box"), pytest.param(ours, 1, None, id="ours")]

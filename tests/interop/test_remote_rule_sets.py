@@ -54,8 +54,9 @@ def ways(port):
 PROXIED = {"near": "plain", "far": "plain", "other": "plain"}
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
-@pytest.mark.parametrize("form", ["srs", pytest.param("json", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["srs", "json"])
 def test_same_as_sing_box(tmp_path, form):
     """Both download the set, ask again by its ETag, and go by the new one when the server has one."""
 

@@ -191,6 +191,7 @@ def test_accounting_is_switched_on_unless_it_is_not_wanted(way: Way) -> None:
     poll(lambda: counting() == 1, "accounting is not switched on again")
 
 
+@pytest.mark.slow
 def test_what_has_passed(way: Way) -> None:
     """By class, whether anybody has looked or not; rates of what moves while two looks are made."""
     before = {one["name"]: one for one in way.status()["classes"]}

@@ -328,6 +328,7 @@ def test_the_end_of_a_connection_is_seen(way: Way, closing_end: str) -> None:
         assert all(seconds <= 120 for seconds in lifetimes(way, port)), linger
 
 
+@pytest.mark.slow
 def test_a_filter_on_an_interface_sees_each_packet(way: Way) -> None:
     way.gateway.run(["tc", "qdisc", "add", "dev", "lan0", "clsact"], check=True)
     try:

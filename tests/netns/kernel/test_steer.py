@@ -422,6 +422,7 @@ def test_with_the_base_table_direct_flows_are_masqueraded(net, base, owner, kind
     assert net.ask(kind, net.client, "2001:db8:2::1") == "server 2001:db8:1::2"
 
 
+@pytest.mark.slow
 def test_doctor_names_what_a_foreign_firewall_lacks(net, base, owner):
     """One that drops what it does not know, as firewalld's and fw4's do, and lets its own connections answer."""
     hooks = ("input", "forward", "output")

@@ -9,6 +9,7 @@ from .conftest import PHONE, Place
 pytestmark = [pytest.mark.root, pytest.mark.peer("dnsmasq")]
 
 
+@pytest.mark.slow
 def test_local(place: Place) -> None:
     found = place.init("phone", "--topology", "local")
     assert found["firewall"] is False

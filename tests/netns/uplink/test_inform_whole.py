@@ -47,6 +47,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.slow
 def test_the_answer_comes_through_the_closed_wan(lab: Lab) -> None:
     gateway, instance = lab.host("gateway"), f"lab-{lab.id}"
     path = lab.folder / "gateway.json"

@@ -163,6 +163,7 @@ def test_refused_configuration(net: Net) -> None:
     inside(net.router, main)
 
 
+@pytest.mark.slow
 def test_a_dnsmasq_that_does_not_stay_is_told(net: Net) -> None:
     """Somebody else has its port; then he goes."""
     words = ["-k", "--conf-file=/dev/null", "--no-resolv", "--user=root", "--pid-file", "--port=5353"]

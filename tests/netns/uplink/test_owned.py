@@ -170,6 +170,7 @@ def test_a_client_of_another_network_namespace(net: Net, whole: Whole) -> None:
         sh("ip", "netns", "del", other)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NETWORKD.exists(), reason="systemd-networkd is not here")
 def test_networkd(net: Net, whole: Whole) -> None:
     flag = net.tmp / "private"

@@ -130,7 +130,8 @@ def from_source(whole: Whole, kind: str, source: str, site: str) -> str:
         return talk(sock)
 
 
-@pytest.mark.parametrize("device", ["", pytest.param("192.168.7.2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["", "192.168.7.2"])
 def test_it_runs_out(running: Whole, device: str) -> None:
     whole = running
     said(whole, "pause", "--for", "3s", *(["--device", device] if device else []))

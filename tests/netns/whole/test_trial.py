@@ -219,6 +219,7 @@ def test_who_comes_in_again_keeps_it(managed: Managed) -> None:
     assert whole.tables() == {"gateway_base", "others"}, "a plain router, as ever"
 
 
+@pytest.mark.slow
 def test_a_person_at_the_machine_may_say_so(managed: Managed) -> None:
     managed.start(20)
     refused = managed.whole.command("confirm")
