@@ -206,7 +206,7 @@ class Uplink:
                 self._withhold(error)
             except (KernelError, OSError) as error:
                 self._pause = min(max(self._pause * 2, RETRY[0]), RETRY[1])
-                asyncio.get_running_loop().call_later(self._pause, self._dirty.set)
+                self._later(self._pause)
                 log.warning("%s: %s", self.interface, error)
                 link = self._monitor.links.get(self.interface)
                 carrier = link is not None and link.ready
@@ -214,13 +214,17 @@ class Uplink:
             except Exception:
                 # A bug must not end the uplink: the router would lose its address hours later.
                 log.exception("uplink %s", self.interface)
-                asyncio.get_running_loop().call_later(RETRY[1], self._dirty.set)
+                self._later(RETRY[1])
+
+    def _later(self, seconds: float) -> None:
+        """Look again then, unless it is put off or brought forward."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(seconds, self._dirty.set)
 
     def _withhold(self, error: LinkOwned) -> None:
         """Nothing of ours is done on an interface that another program configures."""
-        if self._again is not None:
-            self._again.cancel()
-        self._again = asyncio.get_running_loop().call_later(AGAIN, self._dirty.set)
+        self._later(AGAIN)
         if self._client is not None:
             self._client.link_down()
         if self.snapshot.problem != str(error):
