@@ -178,10 +178,15 @@ class Guest:
         self.booted()
 
     def _wire(self, name: str) -> None:
+        """A cable, which looks into no packet."""
         for words in (
-            f"tuntap add tap-{name} mode tap", f"link add br-{name} type bridge", f"link set {name} master br-{name}",
-            f"link set tap-{name} master br-{name}", f"link set tap-{name} up", f"link set br-{name} up",
-        ):  # fmt: skip
+            f"tuntap add tap-{name} mode tap",
+            f"link add br-{name} type bridge mcast_snooping 0",
+            f"link set {name} master br-{name}",
+            f"link set tap-{name} master br-{name}",
+            f"link set tap-{name} up",
+            f"link set br-{name} up",
+        ):
             self.host.run(["ip", *words.split()], check=True)
 
     def _connect(self, name: str) -> socket.socket:

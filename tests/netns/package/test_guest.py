@@ -136,6 +136,14 @@ class Service:
         except OSError:
             return False
 
+    def must_route(self, seconds: float = 60) -> None:
+        """Soon; else it tells what all three of them know."""
+        shown = "ip addr; ip route; ip -6 route; ip neigh; "
+        assert until(self.routes, seconds), "\n".join(
+            [self.guest.run(f"{shown} nft list counters; journalctl -b -u gateway --no-pager | tail -40").out]
+            + [host.run(["sh", "-c", shown]).out for host in (self.whole.client, self.whole.server)]
+        )
+
     def plain(self) -> bool:
         """A plain router: what the rules proxy goes directly too."""
         try:
@@ -223,7 +231,7 @@ def _trials(service: Service) -> None:
     service.step(f"{back:.0f} s after its start he comes in again, and the network is as it was, to the byte")
 
     service.trial(120, "/root/rules.json", "/root/good.json")
-    assert until(service.routes, 60), guest.ready("cat /root/log")
+    service.must_route()
     said: list[Result] = []
 
     def confirmed() -> bool:
@@ -244,7 +252,7 @@ def _boot(service: Service) -> None:
     guest.ready("systemctl start gateway")
     shown = service.show()
     assert shown["ActiveState"] == "active", shown
-    assert until(service.routes, 60), guest.ready("journalctl -u gateway --no-pager")
+    service.must_route()
     assert until(lambda: service.show()["StatusText"].startswith("routes; uplink wan0"), 10), service.show()
     status = json.loads(guest.ready("gateway status --json"))
     assert status["steering"]
@@ -252,7 +260,7 @@ def _boot(service: Service) -> None:
     service.step(f"started as a service: {service.show()['StatusText']}")
 
     took = guest.reboot()
-    assert until(service.routes, 90), guest.run("ip -br a; journalctl -b -u gateway --no-pager | tail -30").out
+    service.must_route(90)
     assert service.comes().ok
     service.step(f"rebooted in {took:.0f} s: it routes, and lets its owner in")
 
@@ -262,7 +270,7 @@ def _reload(service: Service) -> None:
     guest.ready("rm /etc/gateway/*")
     service.write()
     guest.ready("systemctl restart gateway")
-    assert until(service.routes, 60)
+    service.must_route()
     service.write(heartbeat="4s")
     guest.ready("systemctl reload gateway")
     guest.ready("cp /etc/gateway/gateway.json /root && echo '{' >/etc/gateway/gateway.json")
@@ -280,7 +288,7 @@ def _hang(service: Service) -> None:
     before = service.show()
     guest.ready(f"kill -STOP {before['MainPID']}")
     assert until(lambda: service.show()["NRestarts"] == "1" and service.active(), 60), service.show()
-    assert until(service.routes, 60)
+    service.must_route()
     service.step("hung: its heartbeat killed it, systemd started it again")
     before = service.show()
     watcher = guest.ready(f"pgrep -P {before['MainPID']} -f watcher.py")
@@ -288,7 +296,7 @@ def _hang(service: Service) -> None:
     assert until(lambda: service.show()["NRestarts"] == "2" and service.active(), 120), service.show()
     assert "Watchdog timeout" in guest.ready("journalctl -b -u gateway --no-pager | grep -i watchdog")
     guest.ready(f"kill -CONT {watcher}")
-    assert until(service.routes, 60)
+    service.must_route()
     service.step("hung with its heartbeat's child: systemd's watchdog killed it")
 
 
@@ -302,7 +310,7 @@ def _stop(service: Service) -> None:
     assert guest.ready("pgrep dnsmasq") == dnsmasq
     assert service.whole.names() == names != ""
     guest.ready("systemctl start gateway")
-    assert until(service.routes, 60)
+    service.must_route()
     service.step("stopped: a plain router with names; started again")
 
 
@@ -311,7 +319,7 @@ def _lose_the_uplink(service: Service) -> None:
     guest.carrier("wan0", False)
     assert until(lambda: "no carrier" in service.show()["StatusText"], 30), service.show()
     guest.carrier("wan0", True)
-    assert until(service.routes, 60), service.show()
+    service.must_route()
     guest.unplug("wan0")
     assert until(lambda: "absent" in service.show()["StatusText"], 30), service.show()
     service.step(f"uplink without a cable, then without its card: {service.show()['StatusText']}")
@@ -322,7 +330,7 @@ def _lose_the_uplink(service: Service) -> None:
     assert until(lambda: guest.run("systemctl is-active multi-user.target").code == 0, 60)
     service.step(f"rebooted in {took:.0f} s without the uplink's card: {service.show()['StatusText']}")
     guest.plug("wan0")
-    assert until(service.routes, 90), guest.run("ip -br a; journalctl -b -u gateway --no-pager | tail -30").out
+    service.must_route(90)
     service.step("the card came: it routes")
 
 
@@ -334,7 +342,7 @@ def _upgrade(service: Service) -> None:
         guest.ready("mount -o ro /dev/vdb /mnt && apt-get -q update && apt-get -qy upgrade")
         assert guest.ready("dpkg-query -W -f='${Version}' gateway-router") == NEXT
         assert service.show()["MainPID"] != before["MainPID"], "the new one runs"
-        assert until(service.routes, 60)
+        service.must_route()
     finally:
         for stream in streams:
             stream.close()
