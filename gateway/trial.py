@@ -67,7 +67,8 @@ class Trial:
         self._run = run
         try:
             _remember(run)
-            words = [sys.executable, "-P", "-m", "gateway.trial", str(run), where]
+            flags = ["-B"] if sys.dont_write_bytecode else []
+            words = [sys.executable, "-P", *flags, "-m", "gateway.trial", str(run), where]
             self._rescue = Rescue(self.until, run / TRIAL, words, Path(gateway.__file__).resolve().parents[1])
         except (KernelError, OSError):
             for name in (TRIAL, f"{TRIAL}.new"):
