@@ -27,6 +27,7 @@ def configuration(port, there, cache=None, **group):
     return config if cache is None else {**config, "experimental": {"cache_file": {"enabled": True, **cache}}}
 
 
+@pytest.mark.slow
 def test_a_choice_outlives_sigkill(tmp_path):
     """Of each ``cache_id`` its own; without a cache file the default is back."""
     port = free_port()

@@ -108,6 +108,7 @@ def way() -> Iterator[Way]:
         yield way
 
 
+@pytest.mark.slow
 def test_both_planes(way: Way) -> None:
     way.account(True)
     with way.open(DIRECT) as direct, way.open(SNIFFED) as sniffed:

@@ -110,7 +110,7 @@ HIDDEN = pytest.mark.parametrize(
     [
         pytest.param({}, id="users", marks=pytest.mark.slow),
         pytest.param({"process_name": ["no-such-program"]}, id="names", marks=pytest.mark.slow),
-        pytest.param({"process_path": [PROGRAM], "user_id": [4002]}, id="paths"),
+        pytest.param({"process_path": [PROGRAM], "user_id": [4002]}, id="paths", marks=pytest.mark.slow),
         pytest.param({"group": [GROUP]}, id="groups", marks=pytest.mark.slow),
     ],
 )

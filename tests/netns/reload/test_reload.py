@@ -90,7 +90,8 @@ def test_flows_go_on_whose_verdict_is_the_same(stage: Turned, family: int) -> No
         talk(direct, "still direct")
 
 
-@pytest.mark.parametrize("family", [pytest.param(4, marks=pytest.mark.slow), 6])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [4, 6])
 def test_flows_move_whose_verdict_changed(stage: Turned, family: int) -> None:
     site = stage.home.sites[1]
     address = site.ipv4 if family == 4 else site.ipv6
