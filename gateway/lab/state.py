@@ -99,7 +99,8 @@ def remove(state: State) -> None:
     cgroup.remove(Path(state.group))
     for name in state.namespaces.values():
         netns.delete(name)
-    instances = [folder for place in (RUN, STATE) for folder in place.glob(f"*-{state.id}*")]
+    names = (f"*-{state.id}", f"*-{state.id}-*")
+    instances = [folder for place in (RUN, STATE) for name in names for folder in place.glob(name)]
     for folder in (*instances, state.folder):
         shutil.rmtree(folder, ignore_errors=True)
 

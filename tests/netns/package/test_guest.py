@@ -171,7 +171,7 @@ def test_who_owns_the_uplink(guest: Guest) -> None:
         release = (owner() or {})["release"]
         checked = guest.run("gateway check --host -c /root/gateway.json")
         assert checked.code == 1
-        assert f"{name}" in checked.out
+        assert name in checked.out
         guest.ready("cp /root/gateway.json /etc/gateway && systemctl start gateway")
         assert until(lambda: uplink()["owner"].startswith(name), 30), uplink()  # noqa: B023
         assert release in uplink()["problem"]
