@@ -52,6 +52,7 @@ class Session:
         self._record = record
         self._recorded: set[str] = set()
         self._untagged: set[tuple[str, IP, int]] = set()
+        """Addresses that are ours without our tag, as long as they are there."""
         self._route: Any = None
 
     async def open(self) -> None:
@@ -320,6 +321,10 @@ class Session:
     ) -> list[Step]:
         """New addresses, then routes (they may name a new source), then the deletions of addresses."""
         there = await self._addresses(interface, index)
+        # What somebody takes away and brings back is his.
+        self._untagged -= {
+            one for one in self._untagged if one[0] == interface and one[1:] not in {a.key for a in there}
+        }
         have = [replace(item, proto=mark.PROTO) if (interface, *item.key) in self._untagged else item for item in there]
         first = diff.addresses(have, addresses)
         second = diff.routes(await self._routes(interface, index), routes)

@@ -137,6 +137,25 @@ def test_foreign_address_is_given_back(net: Net, monkeypatch: pytest.MonkeyPatch
     assert net.ip(net.router, "-4", "addr") == before
 
 
+def test_what_was_taken_over_untagged_and_brought_anew_is_somebody_elses(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_linux_6_1(monkeypatch)
+    net.ip(net.router, "link", "set", "wan", "up")
+    net.ip(net.router, "addr", "add", "192.0.2.9/24", "dev", "wan")
+
+    async def main() -> None:
+        async with Netlink() as netlink:
+            await netlink.reconcile("wan", (V4,), ())
+            net.ip(net.router, "addr", "del", "192.0.2.9/24", "dev", "wan")
+            assert await netlink.reconcile("wan", (), ()) == 0
+            net.ip(net.router, "addr", "add", "192.0.2.9/24", "dev", "wan")
+            assert await netlink.reconcile("wan", (), ()) == 0
+
+    inside(net.router, main)
+    assert "192.0.2.9/24" in net.ip(net.router, "addr")
+
+
 def test_foreign_route_in_the_way(net: Net) -> None:
     net.ip(net.router, "link", "set", "wan", "up")
     net.ip(net.router, "addr", "add", "192.0.2.50/24", "dev", "wan")
