@@ -10,13 +10,14 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from gateway.config.text import parse
 from gateway.lab.lab import Lab
 from gateway.lab.topology import Bridge, End, Host, Link, Route, Service, Topology
 from tests import peers
 from tests.netns.far import far
 
 from .conftest import FORWARDING, TAKE, UNFILTERED, dnsmasq
-from .pages import Reader, blocks
+from .pages import ROOT, Reader, blocks
 
 pytestmark = [pytest.mark.root, pytest.mark.peer("dnsmasq"), pytest.mark.peer("busybox"), pytest.mark.peer("sshd")]
 
@@ -112,6 +113,26 @@ def test_first_router() -> None:
         assert leased
         rows = reader.lab.host("box").run(["ip", "-4", "addr", "show", "scope", "global"]).out
         assert not rows.strip(), "as before"
+
+
+TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+def test_a_person_answers_at_a_terminal() -> None:
+    """What ``init`` is without arguments: empty answers take what it proposes, another one is taken as it is."""
+    with reading(two_ports()) as reader:
+        box = reader.lab.host("box")
+        for line in ("addr add 192.0.2.7/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"):
+            box.run(["ip", *line.split()], check=True)
+        words = [sys.executable, "-c", TERMINAL, sys.executable, "-m", "gateway", "init"]
+        answers = b"\n\n\n192.168.44.1/24\n"
+        done = box.run(words, stdin=answers, cwd=reader.folder, environment={"PYTHONPATH": str(ROOT)})
+        assert done.ok, done.out
+        for question in ("topology (router", "uplink [eth0]", "LAN (several ports with commas) [eth1]"):
+            assert question in done.out
+        made = parse((reader.folder / "gateway.json").read_text(), "gateway.json")["gateway"]
+        assert [one["interface"] for one in made["uplinks"]] == ["eth0"]
+        assert [(one["interface"], one["address"]) for one in made["lans"]] == [("eth1", ["192.168.44.1/24"])]
 
 
 @pytest.mark.slow
