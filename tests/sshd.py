@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,11 +73,11 @@ class Sshd:
         control = self.folder / f"session-{host.name}-{len(more)}-{address}"
         master = host.popen([*self.words, *more, "-N", "-M", "-S", control, address])
         try:
-            for _ in range(100):
-                if host.run([*self.words, "-S", control, "-O", "check", address]).ok:
-                    break
-            else:
-                raise AssertionError(master.told())
+            end = time.monotonic() + 30
+            while not host.run([*self.words, "-S", control, "-O", "check", address]).ok:
+                assert master.running, f"no connection to {address}: {master.told()}"
+                assert time.monotonic() < end, f"{address} is silent: {master.told()}"
+                time.sleep(0.1)
             yield f"-S{control}"
         finally:
             master.kill()

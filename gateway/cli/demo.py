@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--seed", type=int, help="draw the same names and addresses again")
     cases = "; ".join(f"{name}: {what}" for name, what in SABOTAGES.items())
-    told = f"break one thing, to see which checks notice. {cases}"
-    parser.add_argument("--sabotage", choices=SABOTAGES, metavar="CASE", default="", help=told)
+    told = f"break one thing, to see which checks notice; several times: each. {cases}"
+    parser.add_argument("--sabotage", action="append", choices=SABOTAGES, metavar="CASE", default=[], help=told)
 
 
 def run(arguments: argparse.Namespace) -> int:

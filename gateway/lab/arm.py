@@ -44,7 +44,7 @@ def one_arm(stage: Stage) -> str:
         "gateway": [stage.home.router_lan4, stage.home.router_lan6],
         "dns": [stage.home.router_lan4],
     }
-    lans = [] if stage.sabotage == "no-arm" else [{"interface": "eth0"}]
+    lans = [] if "no-arm" in stage.sabotages else [{"interface": "eth0"}]
     ways = [
         (f"-4 route %s {site.ipv4} via {inner.ipv4}", site.ipv4),
         (f"-6 route %s {site.ipv6} via {inner.ipv6}", site.ipv6),
@@ -87,7 +87,7 @@ def assured(stage: Stage, address: str) -> None:
 
 def second_dhcp_client_refused(stage: Stage) -> str:
     """On lan3 a DHCP client has the port: ours is not started beside it, and is once the other has gone."""
-    place = "lan2" if stage.sabotage == "client-elsewhere" else "lan3"
+    place = "lan2" if "client-elsewhere" in stage.sabotages else "lan3"
     uplink = {"interface": "eth0", "dhcp4": {"start_delay": "0s"}, "priority": 90}
     client = stage.lab.host(place).popen([peer.path("busybox"), "udhcpc", "-f", "-i", "eth0", "-s", "/bin/true"])
     try:

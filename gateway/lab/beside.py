@@ -90,7 +90,7 @@ def neighbour(stage: Stage) -> Iterator[None]:
     """Its second cable, table and ip rules; all of it goes afterwards."""
     router, rest = stage.lab.host("router"), 0xFFFFFFFF & ~MASK
     # Before our chain it does no harm to write the whole mark; after it our bit is lost.
-    whole = stage.sabotage == "whole-marks"
+    whole = "whole-marks" in stage.sabotages
     packet = f"{MARK:#x}" if whole else f"meta mark & {rest:#010x} | {MARK:#x}"
     rules = RULESET.format(priority="mangle" if whole else "-170", packet=packet, rest=rest, value=MARK, mask=MASK)
     stage.lab.connect(home.second_link(stage.home))
@@ -122,7 +122,7 @@ def tun_lan_wide(stage: Stage) -> str:
     if stage.gateway is None:
         raise CheckError("no gateway runs")
     value = parse((EXAMPLES / "tun.json").read_text(), "tun.json")
-    if stage.sabotage == "no-auto-route":
+    if "no-auto-route" in stage.sabotages:
         value["inbounds"][0] |= {"auto_route": False, "auto_redirect": False}
     path = stage.lab.folder / "tun.json"
     path.write_text(json.dumps(value))

@@ -90,6 +90,7 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL for the program and whatever it started."""
+        self.signal(signal.SIGKILL)  # by its number too: the shell may not have entered the group yet
         cgroup.kill(self.group)
         self._popen.wait(10)
 

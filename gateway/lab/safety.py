@@ -32,7 +32,7 @@ def trial_rolls_back(stage: Stage) -> str:
     changed = [name for name, text in snapshot(host).items() if text != before[name]]
     expect({"nft", "sysctls", "rules"} <= set(changed), f"the trial has changed {changed} alone")
     expect(not answering(stage, "lan1", inner.ipv4, [SSH]), "lan1 is not locked out: this shows nothing")
-    if stage.sabotage == "confirmed":
+    if "confirmed" in stage.sabotages:
         host.run([sys.executable, "-m", "gateway", "confirm", "--here", "--instance", instance])
     try:
         result = process.wait(SECONDS + 10)
@@ -67,7 +67,7 @@ def pause(stage: Stage) -> str:
         sock.settimeout(3)
         sock.connect((echo.ipv4, 7))
         _goes_on(stage, sock)
-        if stage.sabotage != "not-paused":
+        if "not-paused" not in stage.sabotages:
             done = stage.command("pause", "--device", lan1, "--for", "10m")
             expect(done.ok, done.err.strip())
         try:

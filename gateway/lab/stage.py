@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ def poll(work: Callable[[], Any], message: str, timeout: float = PATIENCE) -> An
 
 
 class Stage:
-    """One lab and the gateway on its router. ``sabotage`` breaks one thing on purpose."""
+    """One lab and the gateway on its router. Each of ``sabotages`` breaks one thing on purpose."""
 
-    def __init__(self, programs: Mapping[str, str], seed: int, sabotage: str = "") -> None:
+    def __init__(self, programs: Mapping[str, str], seed: int, sabotages: Collection[str] = ()) -> None:
         self.home = home.draw(random.Random(seed), sites=6)
         self.lab = Lab(home.topology(self.home, programs, datetime.datetime.now(datetime.UTC), uplink=False))
-        self.sabotage = sabotage
+        self.sabotages = sabotages
         self.gateway: Process | None = None
         self.changes: dict[str, Any] = {}
         self.wan4 = ""
@@ -84,20 +84,20 @@ class Stage:
         lan["address"] = [f"{drawn.router_lan4}/24", f"{drawn.router_lan6}/64"]
         lan["dhcp_server"]["range"] = [f"{net}.100", f"{net}.199"]
         gateway["forwards"][0]["to"] = drawn.lan1.ipv4
-        network = "tcp" if self.sabotage == "tcp-forward" else "udp"
+        network = "tcp" if "tcp-forward" in self.sabotages else "udp"
         echo = {"network": network, "port": FORWARDED_UDP, "to": drawn.lan1.ipv4, "to_port": 7}
         gateway["forwards"].append(echo)
         gateway["kernel"] = {"cgroup": str(self.lab.host("router").group)}
-        if self.sabotage == "no-bpf":
+        if "no-bpf" in self.sabotages:
             gateway["kernel"] = {"cgroup": "/nonexistent"}
-        if self.sabotage == "no-dns-capture":
+        if "no-dns-capture" in self.sabotages:
             gateway["capture_dns"] = False
-        if self.sabotage == "open-wan":
+        if "open-wan" in self.sabotages:
             gateway["firewall"] = False
-        if self.sabotage == "kernel-off":
+        if "kernel-off" in self.sabotages:
             gateway["kernel"]["mode"] = "off"
         gateway |= self.changes
-        if self.sabotage == "fails-open":
+        if "fails-open" in self.sabotages:
             gateway["fail"] = "open"
         return {**value, "gateway": gateway}
 
@@ -134,7 +134,7 @@ class Stage:
         other = "02" + drawn.lan3_mac[2:-2] + f"{int(drawn.lan3_mac[-2:], 16) ^ 1:02x}"
         unit = self.lab.host("router").group.relative_to(cgroup.root()) / UNIT
         value["route"]["rules"] = [
-            {"source_mac_address": other if self.sabotage == "private-mac" else drawn.lan3_mac, "outbound": "direct"},
+            {"source_mac_address": other if "private-mac" in self.sabotages else drawn.lan3_mac, "outbound": "direct"},
             {"process_path": [str(self.tool), str(self.copy("upgraded"))], "outbound": "proxy"},
             *({"process_path": str(self.copy(name)), "outbound": name} for name in ("trojan", "vless")),
             {"user": USER, "outbound": "proxy"},
@@ -145,9 +145,9 @@ class Stage:
         ]
         value["outbounds"] += self.group()
         far["domain"] = [drawn.sites[number].names[0] for number in (2, 3, 5)]
-        if self.sabotage == "all-direct":
+        if "all-direct" in self.sabotages:
             value["route"]["rules"] = []
-        if self.sabotage == "all-proxied":
+        if "all-proxied" in self.sabotages:
             value["route"] |= {"rules": [], "final": "proxy"}
         return value
 
@@ -157,7 +157,7 @@ class Stage:
         drawn = self.home
 
         def tls(site: home.Site) -> dict[str, Any]:
-            name = "elsewhere.example" if self.sabotage == "wrong-server-name" else site.names[0]
+            name = "elsewhere.example" if "wrong-server-name" in self.sabotages else site.names[0]
             return {"enabled": True, "server_name": name, "certificate_path": str(self.lab.shared / "ca.pem")}
 
         proxy = {"server": drawn.vps.ipv4, "tls": tls(drawn.vps)}
@@ -179,7 +179,7 @@ class Stage:
             "type": "shadowsocks", "tag": SPARE, "server": drawn.vps.ipv4, "server_port": SHADOWSOCKS_2022_PORT,
             "method": SHADOWSOCKS_2022_METHOD, "password": drawn.shadowsocks_2022_password,
         }  # fmt: skip
-        members = [SPARE] if self.sabotage == "one-member" else [SPARE, "direct"]
+        members = [SPARE] if "one-member" in self.sabotages else [SPARE, "direct"]
         probes = {"url": f"http://{drawn.sites[0].ipv4}/", "interval": "2s", "tolerance": 2000}
         return [proxy, {"type": "urltest", "tag": GROUP_TAG, "outbounds": members, **probes}]
 
@@ -192,7 +192,7 @@ class Stage:
     def start(self) -> None:
         """Start the gateway and wait until it runs."""
         files = self.write()
-        if self.sabotage == "no-gateway":
+        if "no-gateway" in self.sabotages:
             return
         self.gateway = self.launch("router", files, self.instance)
 

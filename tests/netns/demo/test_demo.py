@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from gateway.cli.demo import SABOTAGES
+
 ROOT = Path(__file__).resolve().parents[3]
 PROXIED = {"proxied-by-domain", "proxied-udp", "quic-sniffed", "ipv6-proxied"}
 OWN = {
@@ -57,44 +59,65 @@ def test_everything_holds() -> None:
     assert report["lease"]["address"].startswith("192.0.2.")
 
 
+# What each breaks, and nothing else.
+LARGE = {
+    "no-gateway": EVERY,
+    # SIGKILL: the UDP socket was to be proxied before. Handed back: nothing is sniffed.
+    "all-direct": PROXIED
+    | CARRIED
+    | BOTH
+    | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open", "pause"},
+    # The second router's flows, and those that were to outlive us, go through the proxy too.
+    "all-proxied": DIRECT | CARRIED | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"},
+    # What the kernel cannot tell goes to userspace, which asks /proc: who is proxied still is, but no flow of the
+    # router is the kernel's alone.
+    "no-bpf": OWN,
+    # Nor is any other: all of it is dialled by the router, and ends with its gateway. What is rejected is accepted
+    # before it is reset.
+    "kernel-off": KERNEL | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"},
+    # Names that we did not resolve are not learned: their flows are sniffed in userspace.
+    "no-dns-capture": NAMES | {"dns-intercepted", "direct-by-domain"},
+}
+SMALL = {
+    "open-wan": {"wan-closed"},
+    "private-mac": {"direct-by-mac"},
+    "fails-open": {"fails-closed"},
+    "no-arm": {"one-arm"},
+    "one-member": {"urltest"},
+    "confirmed": {"trial-rolls-back"},
+    "tcp-forward": {"hairpin-udp"},
+    # What is proxied loses the bit that leads it to userspace.
+    "whole-marks": {"foreign-marks-kept"},
+    "no-auto-route": {"tun-lan-wide"},
+    "client-elsewhere": {"second-dhcp-client-refused"},
+    "wrong-server-name": NAMES | CARRIED,
+    "not-paused": {"pause"},
+}
+"""No two break the same, so that several can be made in one demo, and each be seen."""
+
+
+def test_every_sabotage_is_tried() -> None:
+    assert LARGE.keys() | SMALL.keys() == SABOTAGES.keys()
+    assert sum(map(len, SMALL.values())) == len(set().union(*SMALL.values()))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sabotage", "breaks"),
-    [
-        ("no-gateway", EVERY),
-        ("open-wan", {"wan-closed"}),
-        # SIGKILL: the UDP socket was to be proxied before. Handed back: nothing is sniffed.
-        (
-            "all-direct",
-            PROXIED
-            | CARRIED
-            | BOTH
-            | {"blocked", "quic-handed-back", "foreign-marks-kept", "kill9-fails-open", "pause"},
-        ),
-        # The second router's flows, and those that were to outlive us, go through the proxy too.
-        ("all-proxied", DIRECT | CARRIED | BOTH | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
-        # What the kernel cannot tell goes to userspace, which asks /proc: who is proxied still is, but no flow of the
-        # router is the kernel's alone.
-        ("no-bpf", OWN),
-        # Nor is any other: all of it is dialled by the router, and ends with its gateway. What is rejected is accepted
-        # before it is reset.
-        ("kernel-off", KERNEL | {"blocked", "foreign-marks-kept", "tun-lan-wide", "fails-closed"}),
-        ("private-mac", {"direct-by-mac"}),
-        ("tcp-forward", {"hairpin-udp"}),
-        ("fails-open", {"fails-closed"}),
-        # What is proxied loses the bit that leads it to userspace.
-        ("whole-marks", {"foreign-marks-kept"}),
-        ("no-auto-route", {"tun-lan-wide"}),
-        ("no-arm", {"one-arm"}),
-        ("client-elsewhere", {"second-dhcp-client-refused"}),
-        ("one-member", {"urltest"}),
-        # Names that we did not resolve are not learned: their flows are sniffed in userspace.
-        ("no-dns-capture", NAMES | {"dns-intercepted", "direct-by-domain"}),
-        ("wrong-server-name", NAMES | CARRIED),
-        ("confirmed", {"trial-rolls-back"}),
-        ("not-paused", {"pause"}),
-    ],
-)
-def test_sabotage_is_noticed(sabotage: str, breaks: set[str]) -> None:
+@pytest.mark.parametrize("sabotage", LARGE)
+def test_sabotage_is_noticed(sabotage: str) -> None:
     found = broken(demo("--sabotage", sabotage))
-    assert set(found) == breaks, found
+    assert set(found) == LARGE[sabotage], found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [0, 1])
+def test_several_sabotages_are_noticed(half: int) -> None:
+    names = [*SMALL][half::2]
+    found = broken(demo(*(word for name in names for word in ("--sabotage", name))))
+    assert set(found) == set().union(*(SMALL[name] for name in names)), found
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sabotage", SMALL)
+def test_sabotage_is_noticed_by_one_check(sabotage: str) -> None:
+    found = broken(demo("--sabotage", sabotage))
+    assert set(found) == SMALL[sabotage], found

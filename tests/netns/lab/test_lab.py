@@ -202,6 +202,12 @@ def test_what_a_program_started_ends_with_it() -> None:
         assert alive(pids) == []
 
 
+def test_a_program_ends_that_has_hardly_begun() -> None:
+    with Lab(PAIR) as lab:
+        for _ in range(20):
+            lab.host("left").popen(["sleep", "1000"]).kill()
+
+
 def test_a_program_that_does_not_end_is_ended() -> None:
     with Lab(PAIR) as lab, pytest.raises(LabError, match=r"no end after 0\.2 s"):
         lab.host("left").run(["sleep", "1000"], timeout=0.2)
