@@ -91,13 +91,13 @@ class Probes:
         Gives the seconds from ``since`` until the first that was. Raises CheckError."""
         tries = [one for one in self._tries[kind] if since + grace <= one.begun <= until]
         lost = [f"{one.begun - since:.2f} s: {one.why}" for one in tries if not one.client]
-        expect(not lost, f"{kind}: {len(lost)} of {len(tries)} tries lost after SIGKILL, at {'; '.join(lost[:3])}")
+        expect(not lost, f"{kind}: {len(lost)} of {len(tries)} tries lost after its death, at {'; '.join(lost[:3])}")
         # A stalled machine makes fewer tries; a third of them still covers the time.
         wanted = (until - since - grace) / PACE / 3
         expect(len(tries) >= wanted, f"{kind}: only {len(tries)} tries, the machine is too slow to tell")
         for one in tries:
             went = "direct" if "names" in kind else self._stage.way(one.client)
-            expect(went == "direct", f"{kind}: {one.begun - since:.2f} s after SIGKILL the far end saw {one.client}")
+            expect(went == "direct", f"{kind}: {one.begun - since:.2f} s after its death the far end saw {one.client}")
         return next(one.begun - since for one in self._tries[kind] if one.begun >= since and one.client)
 
 
