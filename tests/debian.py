@@ -60,19 +60,19 @@ def bare(folder: Path, suite: str = SUITE) -> Path:
 
 
 def command(tree: Path, *words: str) -> list[str]:
-    """What runs ``words`` in the tree; by exec alone, so that it is one process."""
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, str(tree), *words]
-
-
-def inside(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``words`` in the tree with a bare environment."""
+    """What runs ``words`` in the tree with a bare environment; by exec alone, so that it is one process."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C"}
     # Where a machine reaches PyPI is told by its environment.
     environment |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     environment["PIP_CERT"] = "/etc/host-certificates.crt"
-    return subprocess.run(
-        command(tree, *words), env=environment, text=True, capture_output=True, timeout=1200, check=False
-    )
+    # Nothing else of it: told to compile elsewhere, as tests are, dpkg would leave empty folders behind.
+    cleared = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
+    return [*cleared, "unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, str(tree), *words]
+
+
+def inside(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``words`` in the tree."""
+    return subprocess.run(command(tree, *words), text=True, capture_output=True, timeout=1200, check=False)
 
 
 def ready(tree: Path, *words: str) -> str:
@@ -82,10 +82,10 @@ def ready(tree: Path, *words: str) -> str:
     return done.stdout
 
 
-def package(folder: Path, version: str = "") -> Path:
-    """The Debian package of this checkout, by ``./gw package``; ``version`` of a rebuild."""
+def package(folder: Path) -> Path:
+    """The Debian package of this checkout, by ``./gw package``."""
     done = subprocess.run(
-        [CHECKOUT / "gw", "package", folder, version], capture_output=True, text=True, timeout=900, check=False
+        [CHECKOUT / "gw", "package", folder], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return Path(done.stdout.split()[-1])

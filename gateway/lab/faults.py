@@ -130,7 +130,8 @@ def kill9_fails_open(stage: Stage) -> str:
         raise CheckError(f"{error}; the router tracked: {tracked or 'nothing'}") from error
     quiet, count = max(gaps["udp4"], gaps["udp6"]), sum(map(probes.count, KINDS))
     return (
-        f"dead within {(dead - killed) * 1000:.0f} ms; {count} probes in {DEAD:.0f} s, none lost: TCP and names from {BLINK * 1000:.0f} ms, "
+        f"dead within {(dead - killed) * 1000:.0f} ms; {count} probes in {DEAD:.0f} s, none lost: "
+        f"TCP and names from {BLINK * 1000:.0f} ms, "
         f"UDP from its old port after {quiet * 1000:.0f} ms; "
         f"the restart kept {lease} and a flow begun before it"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,5 +23,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return debian.package(tmp_path_factory.mktemp("rebuilt"), NEXT)
+def rebuilt(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with another version, put together anew."""
+    folder = tmp_path_factory.mktemp("rebuilt")
+    subprocess.run(["dpkg-deb", "-R", package, folder / "tree"], check=True)
+    control = folder / "tree/DEBIAN/control"
+    control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {NEXT}", control.read_text()))
+    name = package.name.replace(package.name.split("_")[1], NEXT)
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", folder / "tree", folder / name], check=True)
+    return folder / name
