@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+# Machines that are shared stall: how long an example took says nothing of us.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 _outcomes: dict[str, dict[str, Any]] = {}
 
 

@@ -69,7 +69,8 @@ sysctl -q -w net.ipv4.conf.lan0.forwarding=0
 ip link set lan0 up
 ip link set wan0 up
 """
-SECONDS = 8
+SECONDS = 12
+"""Of a trial that ends: someone who is locked out has tried for five of them, on a machine that may be busy."""
 
 
 class Managed:
@@ -172,7 +173,7 @@ def test_who_is_locked_out_is_let_in_again(managed: Managed) -> None:
     assert "on trial" in whole.command("status").out
     assert 0 < managed.status()["trial"] < SECONDS
     result = process.wait(SECONDS + 20)
-    assert time.monotonic() - begun < SECONDS + 5
+    assert time.monotonic() - begun < SECONDS + 10
     assert result.code == UNCONFIRMED, result.err
     assert f"nobody confirmed it within {SECONDS} s" in result.err
     assert "all is as it was before the trial" in result.err

@@ -294,7 +294,7 @@ def test_layers_on_both_sides() -> None:
     run(body)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, 5000), max_size=12), layered=st.booleans())
 def test_any_chunking_gives_the_same_bytes(sizes: list[int], layered: bool) -> None:
     async def body(edge: Edge) -> None:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import PeerError
@@ -237,7 +237,6 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["learn", "sniff", "lead", "expire"]
                             st.sampled_from([A, B, X]), st.integers(0, 400)), max_size=40)  # fmt: skip
 
 
-@settings(deadline=None)
 @given(EVENTS)
 def test_what_clients_show_can_only_make_doubt(events: Any) -> None:
     """Against a table that hears the same answers and of no connection: nothing differs but to SNIFF."""

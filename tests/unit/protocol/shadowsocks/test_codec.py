@@ -71,7 +71,7 @@ def test_byte_by_byte(method):
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_cuts(data):
     method = data.draw(st.sampled_from(KEYED))
     client, server = ends(method, random=Random(0).randbytes)

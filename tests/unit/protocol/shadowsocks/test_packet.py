@@ -107,7 +107,7 @@ def test_truncated_at_each_byte(method):
 
 
 @given(st.sampled_from(ALL), st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes(method, data):
     client, server = ends(method)
     for end in (client, server):

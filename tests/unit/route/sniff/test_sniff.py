@@ -172,7 +172,7 @@ def test_never_raises(data, head):
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_never_raises_on_damaged_hellos(data):
     wire = bytearray(hello("example.com"))
     for at in data.draw(st.lists(st.integers(0, len(wire) - 1), min_size=1, max_size=8)):

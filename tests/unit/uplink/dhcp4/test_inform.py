@@ -229,7 +229,7 @@ def test_carrier_asks_anew_and_keeps_the_names_meanwhile() -> None:
     assert world.learned == [NAMES, None, NAMES]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from([HERE, replace(HERE, carrier=False), replace(HERE, address=OTHER), None]),
                           st.floats(0, 20), st.binary(max_size=400)), max_size=60), st.booleans())  # fmt: skip
 def test_never_a_flood(steps: list[tuple[Here | None, float, bytes]], answered: bool) -> None:
