@@ -198,7 +198,8 @@ class Daemon:
         while True:
             began, steady = time.monotonic(), False
             try:
-                await asyncio.wait_for(_gone(self.pid), STEADY)
+                async with asyncio.timeout(STEADY):
+                    await _gone(self.pid)
             except TimeoutError:
                 steady, self.problem = True, ""
                 await _gone(self.pid)

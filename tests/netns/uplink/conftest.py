@@ -38,13 +38,17 @@ def inside(name: str, main: Callable[[], Awaitable[T]], timeout: float = 120) ->
     """The result of ``main()``, or what it raised."""
     result: list[Any] = []
 
+    async def bounded() -> T:
+        async with asyncio.timeout(timeout):
+            return await main()
+
     def body() -> None:
         fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
         try:
             if libc.setns(fd, CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what the gateway runs on
-                result.append(runner.run(asyncio.wait_for(main(), timeout)))
+                result.append(runner.run(bounded()))
         except BaseException as error:
             result.append(error)
         finally:

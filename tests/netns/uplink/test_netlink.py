@@ -227,7 +227,8 @@ def test_monitor(net: Net) -> None:
             moved: list[int] = []
             monitor.watch_addresses(lambda: moved.append(1))
             task = asyncio.create_task(monitor.run())
-            await asyncio.wait_for(monitor.ready.wait(), 10)
+            async with asyncio.timeout(10):
+                await monitor.ready.wait()
             assert "wan" not in monitor.links
             net.plug()
             await until(lambda: "wan" in monitor.links)

@@ -102,7 +102,8 @@ def run(body: Callable[[Edge], Awaitable[None]]) -> None:
     async def main() -> None:
         edge = Edge(asyncio.get_running_loop())
         try:
-            await asyncio.wait_for(body(edge), 60)
+            async with asyncio.timeout(60):
+                await body(edge)
         finally:
             edge.close()
 

@@ -123,7 +123,8 @@ def run(body: Callable[[House], Awaitable[None]], script: Script, limit: Limit |
         edge = Edge(asyncio.get_running_loop())
         house = House(edge, script, limit)
         try:
-            await asyncio.wait_for(body(house), 30)
+            async with asyncio.timeout(30):
+                await body(house)
         finally:
             await house.router.close()
             edge.close()

@@ -36,7 +36,8 @@ def run(body: Callable[[Any], Awaitable[None]], **found: list[IP]) -> None:
         edge = Edge(asyncio.get_running_loop())
         wiring = SimpleNamespace(edge=edge, resolver=Names(**found), outbounds={}, mark=0, route=None)
         try:
-            await asyncio.wait_for(body(wiring), 20)
+            async with asyncio.timeout(20):
+                await body(wiring)
         finally:
             edge.close()
 
