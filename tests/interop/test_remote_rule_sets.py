@@ -90,6 +90,7 @@ def test_same_as_sing_box(tmp_path, form):
         assert seen["ours"][1] == seen["ours"][2] == listed | {"near": "plain"}
 
 
+@pytest.mark.slow
 @pytest.mark.peer("sing-box")
 def test_a_server_that_is_not_there_stops_nothing(tmp_path):
     """sing-box does not start; we do, say that the set is not here, and take it when it comes."""

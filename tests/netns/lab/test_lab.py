@@ -264,7 +264,9 @@ def child() -> tuple[subprocess.Popen[str], str, list[int]]:
     return started, name, pids
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_a_signal_takes_it_down(number: signal.Signals) -> None:
     started, name, pids = child()
     started.send_signal(number)

@@ -30,7 +30,8 @@ def tracked(place: Place, address: str) -> list[str]:
     return [line for line in out.splitlines() if "src=" in line]
 
 
-@pytest.mark.parametrize("fail", ["open", pytest.param("closed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fail", ["open", "closed"])
 def test_one_arm(place: Place, fail: str) -> None:
     found = place.init("box", "--topology", "side-router", "--uplink", "eth0")
     assert found["lans"] == [{"interface": "eth0"}]

@@ -112,12 +112,9 @@ CLIENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(name, marks=[pytest.mark.peer(program), *([] if name == "udhcpc" else [pytest.mark.slow])])
-        for name, (program, _) in CLIENTS.items()
-    ],
+    "kind", [pytest.param(name, marks=pytest.mark.peer(program)) for name, (program, _) in CLIENTS.items()]
 )
 def test_a_client_that_runs_there(net: Net, whole: Whole, kind: str) -> None:
     program, words = CLIENTS[kind]
