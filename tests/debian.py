@@ -91,6 +91,11 @@ def package(folder: Path) -> Path:
     return Path(done.stdout.split()[-1])
 
 
+def field(package: Path, name: str) -> str:
+    """Of its control file."""
+    return subprocess.run(["dpkg-deb", "-f", package, name], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def builder(folder: Path, suite: str) -> Path:
     """A Debian of its own to build the package in: its tree, with this checkout in /opt/gateway."""
     tree = bare(folder, suite)

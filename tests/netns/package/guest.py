@@ -35,6 +35,7 @@ unless a test starts who does."""
 EDITION = 5
 """Of what is below; another one makes another disk."""
 SIZE = "2G"
+LISTS = "{ mountpoint -q /mnt || mount -o ro /dev/vdb /mnt; } && apt-get -q update"
 BOOT, WORD = 240.0, 300.0
 """Seconds for a boot, and for one word, on a machine that emulates and has other work."""
 MACS = {"lan0": "52:54:00:00:53:01", "wan0": "52:54:00:00:53:02"}
@@ -145,6 +146,10 @@ def repository(packages: list[Path], file: Path) -> None:
 
 class Guest:
     """Runs on the lab's host ``gateway``, whose interfaces lan0 and wan0 become its network cards."""
+
+    gap = 5.0
+    take = f"{LISTS} && apt-get -qy install gateway-router=0.1.0"
+    renew = f"{LISTS} && apt-get -qy upgrade"
 
     def __init__(self, lab: Lab, packages: list[Path], suite: str) -> None:
         self.host = lab.host("gateway")

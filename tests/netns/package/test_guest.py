@@ -12,15 +12,13 @@ from gateway.lab.lab import Lab
 from gateway.lab.process import Result
 from gateway.lab.snapshot import differences, network
 from tests.debian import SUITE, build, builder
-from tests.netns.whole.conftest import DIRECT, KERNEL, PROXIED, USERSPACE, Whole, until
+from tests.netns.whole.conftest import PROXIED, until
 
 from .conftest import NEXT
 from .guest import Guest
-from .test_upgrade import Stream
+from .service import Service, hung, installed, purged, reloaded, stopped, upgraded
 
 pytestmark = [pytest.mark.root, pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.xdist_group("bootstrap")]
-PAUSE = 5.0
-"""Seconds of a stream that count as a gap, on a machine that emulates."""
 LAN = "192.168.7.1"
 SET_UP = """
 modprobe nf_conntrack
@@ -41,8 +39,6 @@ GOOD = (
 )
 WRONG = "--uplink lan0 --kind static --gateway 192.168.7.2 --dns 192.168.7.2 --lan wan0 --lan-address 192.168.9.1/24"
 """The ports mixed up: where its owner is, there is the closed WAN."""
-TAKE = "mountpoint -q /mnt || mount -o ro /dev/vdb /mnt; apt-get -q update && apt-get -qy install gateway-router=0.1.0"
-SHOW = "systemctl show gateway -p ActiveState,SubState,Result,NRestarts,MainPID,StatusText,ConditionResult,WatchdogUSec"
 
 
 @pytest.fixture(scope="module", params=[SUITE, pytest.param("trixie", marks=pytest.mark.soak)])
@@ -76,14 +72,43 @@ OWNERS = {
 """What makes it configure wan0, and what ends it."""
 
 
-class Service:
-    """The gateway in the guest. ``log``: what a person may want to know of a run."""
+def test_who_owns_the_uplink(guest: Guest) -> None:
+    """The line that the refusal names makes each of them let go, and our client starts."""
+
+    def owner() -> dict[str, str] | None:
+        ports = {one["name"]: one for one in json.loads(guest.ready("gateway init --json"))["ports"]}
+        return ports["wan0"]["owner"]  # type: ignore[no-any-return]
+
+    def uplink() -> dict[str, str]:
+        return json.loads(guest.ready("gateway status --json"))["uplinks"][0]  # type: ignore[no-any-return]
+
+    guest.ready(guest.take)
+    guest.write("/root/gateway.json", json.dumps({"gateway": {"uplinks": [{"interface": "wan0", "dhcp4": {}}]}}))
+    assert owner() is None
+    for name, (begin, end) in OWNERS.items():
+        guest.ready(begin)
+        assert until(lambda: (owner() or {}).get("program") == name, 60), (name, owner())  # noqa: B023
+        release = (owner() or {})["release"]
+        checked = guest.run("gateway check --host -c /root/gateway.json")
+        assert checked.code == 1
+        assert name in checked.out
+        guest.ready("cp /root/gateway.json /etc/gateway && systemctl start gateway")
+        assert until(lambda: uplink()["owner"].startswith(name), 30), uplink()  # noqa: B023
+        assert release in uplink()["problem"]
+        guest.ready(release)
+        assert until(lambda: not uplink()["owner"], 30), (name, release, uplink())
+        assert owner() is None
+        guest.ready("systemctl stop gateway && gateway down && rm /etc/gateway/gateway.json")
+        guest.ready(end)
+    guest.ready("apt-get -qy purge gateway-router")
+
+
+class Remote(Service):
+    """Reached by SSH too."""
 
     def __init__(self, lab: Lab, guest: Guest) -> None:
+        super().__init__(lab, guest)
         self.guest = guest
-        self.whole = Whole(lab)
-        self.log: list[str] = []
-        self._begun = time.monotonic()
 
     def trial(self, seconds: int, *files: str) -> None:
         """As a person begins one over SSH."""
@@ -106,102 +131,15 @@ class Service:
         assert until(same, 60)
         return last
 
-    def step(self, text: str) -> None:
-        self.log.append(f"{time.monotonic() - self._begun:6.1f} s  {text}")
-        print(self.log[-1], flush=True)
-
-    def write(self, **more: object) -> None:
-        value = json.loads(self.whole.write("open", kernel={}, **more).read_text())
-        # So that there is something for the process programs to do.
-        value["route"]["rules"].append({"process_path": "/usr/bin/nothing", "outbound": "far"})
-        self.guest.write("/etc/gateway/gateway.json", json.dumps(value))
-
-    def show(self) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in self.guest.ready(SHOW).splitlines())
-
-    def active(self) -> bool:
-        return self.show()["ActiveState"] == "active"
-
-    def routes(self) -> bool:
-        """Direct and proxied flows of both families go their way."""
-        try:
-            return all(
-                (
-                    self.whole.ask("tcp", self.whole.client, DIRECT[six]),
-                    self.whole.ask("tcp", self.whole.client, PROXIED[six]),
-                )
-                == (KERNEL[six], USERSPACE[six])
-                for six in (0, 1)
-            )
-        except OSError:
-            return False
-
-    def must_route(self, seconds: float = 60) -> None:
-        """Soon; else it tells what all three of them know."""
-        shown = "ip addr; ip route; ip -6 route; ip neigh; "
-        assert until(self.routes, seconds), "\n".join(
-            [self.guest.run(f"{shown} nft list counters; journalctl -b -u gateway --no-pager | tail -40").out]
-            + [host.run(["sh", "-c", shown]).out for host in (self.whole.client, self.whole.server)]
-        )
-
-    def plain(self) -> bool:
-        """A plain router: what the rules proxy goes directly too."""
-        try:
-            return all(self.whole.ask("tcp", self.whole.client, site) == KERNEL[0] for site in (DIRECT[0], PROXIED[0]))
-        except OSError:
-            return False
-
-
-def test_who_owns_the_uplink(guest: Guest) -> None:
-    """The line that the refusal names makes each of them let go, and our client starts."""
-
-    def owner() -> dict[str, str] | None:
-        ports = {one["name"]: one for one in json.loads(guest.ready("gateway init --json"))["ports"]}
-        return ports["wan0"]["owner"]  # type: ignore[no-any-return]
-
-    def uplink() -> dict[str, str]:
-        return json.loads(guest.ready("gateway status --json"))["uplinks"][0]  # type: ignore[no-any-return]
-
-    guest.ready(TAKE)
-    guest.write("/root/gateway.json", json.dumps({"gateway": {"uplinks": [{"interface": "wan0", "dhcp4": {}}]}}))
-    assert owner() is None
-    for name, (begin, end) in OWNERS.items():
-        guest.ready(begin)
-        assert until(lambda: (owner() or {}).get("program") == name, 60), (name, owner())  # noqa: B023
-        release = (owner() or {})["release"]
-        checked = guest.run("gateway check --host -c /root/gateway.json")
-        assert checked.code == 1
-        assert name in checked.out
-        guest.ready("cp /root/gateway.json /etc/gateway && systemctl start gateway")
-        assert until(lambda: uplink()["owner"].startswith(name), 30), uplink()  # noqa: B023
-        assert release in uplink()["problem"]
-        guest.ready(release)
-        assert until(lambda: not uplink()["owner"], 30), (name, release, uplink())
-        assert owner() is None
-        guest.ready("systemctl stop gateway && gateway down && rm /etc/gateway/gateway.json")
-        guest.ready(end)
-    guest.ready("apt-get -qy purge gateway-router")
-
 
 def test_a_router_with_systemd(lab: Lab, guest: Guest) -> None:
-    service = Service(lab, guest)
+    service = Remote(lab, guest)
     service.step(f"booted, Linux {guest.ready('uname -r')}, {guest.ready('systemctl --version | head -1')}")
-    for phase in (_install, _trials, _boot, _reload, _hang, _stop, _lose_the_uplink, _upgrade, _purge):
+    for phase in (installed, _trials, _boot, reloaded, hung, stopped, _lose_the_uplink, upgraded, purged):
         phase(service)
 
 
-def _install(service: Service) -> None:
-    guest = service.guest
-    guest.ready(TAKE)
-    shown = service.show()
-    assert (shown["ActiveState"], shown["ConditionResult"]) == ("inactive", "no"), shown
-    assert "ConditionPathExistsGlob=/etc/gateway/*.json" in guest.run("systemctl status gateway").out
-    assert guest.ready("systemctl is-enabled gateway") == "enabled"
-    assert guest.ready("nft list tables") == ""
-    service.step("installed: the service is enabled and quiet, nothing is routed")
-
-
-def _trials(service: Service) -> None:
+def _trials(service: Remote) -> None:
     guest = service.guest
     # An address that it makes of the gateway's advertisements would be another one than is looked for.
     service.whole.client.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0"], check=True)
@@ -246,7 +184,7 @@ def _trials(service: Service) -> None:
     service.step(f"a trial of the good one: {said[-1].out.strip().splitlines()[0]}")
 
 
-def _boot(service: Service) -> None:
+def _boot(service: Remote) -> None:
     guest = service.guest
     guest.ready("install -m 600 /root/rules.json /root/good.json /etc/gateway/")
     guest.ready("systemctl start gateway")
@@ -265,56 +203,7 @@ def _boot(service: Service) -> None:
     service.step(f"rebooted in {took:.0f} s: it routes, and lets its owner in")
 
 
-def _reload(service: Service) -> None:
-    guest = service.guest
-    guest.ready("rm /etc/gateway/*")
-    service.write()
-    guest.ready("systemctl restart gateway")
-    service.must_route()
-    service.write(heartbeat="4s")
-    guest.ready("systemctl reload gateway")
-    guest.ready("cp /etc/gateway/gateway.json /root && echo '{' >/etc/gateway/gateway.json")
-    refused = guest.run("systemctl reload gateway")
-    assert refused.code != 0
-    assert service.active()
-    assert until(lambda: "configuration kept" in service.show()["StatusText"], 10), service.show()
-    guest.ready("cp /root/gateway.json /etc/gateway && systemctl reload gateway")
-    assert service.routes()
-    service.step("reloaded; a wrong configuration was refused, and systemctl said so")
-
-
-def _hang(service: Service) -> None:
-    guest = service.guest
-    before = service.show()
-    guest.ready(f"kill -STOP {before['MainPID']}")
-    assert until(lambda: service.show()["NRestarts"] == "1" and service.active(), 60), service.show()
-    service.must_route()
-    service.step("hung: its heartbeat killed it, systemd started it again")
-    before = service.show()
-    watcher = guest.ready(f"pgrep -P {before['MainPID']} -f watcher.py")
-    guest.ready(f"kill -STOP {watcher} {before['MainPID']}")
-    assert until(lambda: service.show()["NRestarts"] == "2" and service.active(), 120), service.show()
-    assert "Watchdog timeout" in guest.ready("journalctl -b -u gateway --no-pager | grep -i watchdog")
-    guest.ready(f"kill -CONT {watcher}")
-    service.must_route()
-    service.step("hung with its heartbeat's child: systemd's watchdog killed it")
-
-
-def _stop(service: Service) -> None:
-    guest = service.guest
-    names = service.whole.names()
-    dnsmasq = guest.ready("pgrep dnsmasq")
-    guest.ready("systemctl stop gateway")
-    assert guest.ready("nft list tables").splitlines() == ["table inet gateway_base"]
-    assert service.plain()
-    assert guest.ready("pgrep dnsmasq") == dnsmasq
-    assert service.whole.names() == names != ""
-    guest.ready("systemctl start gateway")
-    service.must_route()
-    service.step("stopped: a plain router with names; started again")
-
-
-def _lose_the_uplink(service: Service) -> None:
+def _lose_the_uplink(service: Remote) -> None:
     guest = service.guest
     guest.carrier("wan0", False)
     assert until(lambda: "no carrier" in service.show()["StatusText"], 30), service.show()
@@ -332,34 +221,3 @@ def _lose_the_uplink(service: Service) -> None:
     guest.plug("wan0")
     service.must_route(90)
     service.step("the card came: it routes")
-
-
-def _upgrade(service: Service) -> None:
-    guest = service.guest
-    streams = [Stream(service.whole.open("tcp", service.whole.client, site)) for site in DIRECT]
-    try:
-        before = service.show()
-        guest.ready("mount -o ro /dev/vdb /mnt && apt-get -q update && apt-get -qy upgrade")
-        assert guest.ready("dpkg-query -W -f='${Version}' gateway-router") == NEXT
-        assert service.show()["MainPID"] != before["MainPID"], "the new one runs"
-        service.must_route()
-    finally:
-        for stream in streams:
-            stream.close()
-    assert [stream.error for stream in streams] == ["", ""]
-    assert max(stream.gap for stream in streams) < PAUSE
-    kilobytes = sum(stream.received for stream in streams) / 1000
-    gap = max(stream.gap for stream in streams)
-    service.step(f"upgraded to {NEXT} under two direct connections ({kilobytes:.0f} kB, longest gap {gap:.1f} s)")
-
-
-def _purge(service: Service) -> None:
-    guest = service.guest
-    guest.ready("apt-get -qy purge gateway-router")
-    assert guest.ready("nft list tables") == ""
-    assert guest.run("pgrep dnsmasq").code == 1
-    assert guest.run("ls -d /etc/gateway /var/lib/gateway /run/gateway /usr/lib/gateway").out == ""
-    assert guest.ready("ip -br -4 addr show scope global") == ""
-    assert guest.ready("cat /proc/sys/net/ipv4/ip_forward") == "0"
-    assert guest.run("systemctl cat gateway").code != 0
-    service.step("purged: no table, no address, no process, no file")

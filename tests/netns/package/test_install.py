@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from tests.debian import CHECKOUT, INSTALL, bare, build, builder, inside, ready
+from tests.debian import CHECKOUT, INSTALL, bare, build, builder, field, inside, ready
 
 from .conftest import NEXT
 
@@ -40,10 +40,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory, package: Path, rebuilt: Path)
     ready(made, *INSTALL, "satisfy", field(package, "Depends"))
     yield made
     shutil.rmtree(made)
-
-
-def field(package: Path, name: str) -> str:
-    return subprocess.run(["dpkg-deb", "-f", package, name], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def files(tree: Path) -> dict[str, str]:
