@@ -49,7 +49,7 @@ class Steerer:
         return self._writer.owned
 
     def apply(self, steering: Steering, capture: Capture, changes: Sequence[LearnedChange] = ()) -> None:
-        """Make the table what is wanted, in one transaction; running flows keep their class, learned sets keep what
+        """Make the table what is wanted, from one moment on; running flows keep their class, learned sets keep what
         they hold but for ``changes``. Raises KernelError, and the table is then as it was (EBUSY: another gateway
         steers here); ValueError on a bad interface name."""
         if not self._applied:

@@ -1,7 +1,11 @@
-"""From one content of the owned table to the next, as one transaction. Pure.
+"""From one content of the owned table to the next, in three transactions: what is new, the switch, what is old. Pure.
 
-Interval maps of the same name have the same content and stay; learned sets stay with what they hold; chains of the old
-generation go after the skeleton's chains point to the new one.
+One would not do. Linux makes the rules of a transaction valid first and what new sets with intervals hold some hundred
+microseconds later (nf_tables_commit and the sets' own commit; seen with Linux 6.18). In between a rule finds an empty
+set, and flows get the class that is left. So sets with intervals, and rules with such a set of their own, stand and are
+filled before anything leads to them.
+
+Interval maps of the same name have the same content and stay; learned sets stay with what they hold.
 """
 
 from __future__ import annotations
@@ -12,28 +16,33 @@ from gateway.kernel.nft.steer_render import TABLE, Objects, interval_commands, l
 from gateway.kernel.plan import MOST_LEARNED, LearnedChange
 
 
-def transaction(old: Objects, new: Objects, changes: Iterable[LearnedChange] = ()) -> str:
-    """Commands that lead from ``old`` to ``new``, which must not share a generation."""
-    return "\n".join(_commands(old, new, changes)) + "\n"
-
-
-def _commands(old: Objects, new: Objects, changes: Iterable[LearnedChange]) -> Iterator[str]:
-    for name, elements in new.sets.items():
-        yield from _set(name, old.sets.get(name, frozenset()), elements)
+def prepare(old: Objects, new: Objects) -> Iterator[str]:
+    """Commands that add what only ``new`` has, and that nothing leads to yet. They must not share a generation."""
     for name, spans in new.intervals.items():
         if name not in old.intervals:
             yield from interval_commands(name, spans)
     for name in sorted(new.learned - old.learned):
         family = 4 if name.startswith("learned4_") else 6
         yield f"add set {TABLE} {name} {{ type ipv{family}_addr; flags timeout; size {MOST_LEARNED}; }}"
-    for change in changes:
-        yield from learned_commands(change)
     for name in new.chains:
         yield f"add chain {TABLE} {name}"
     for name, rules in new.chains.items():
         yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
+
+
+def switch(old: Objects, new: Objects, changes: Iterable[LearnedChange] = ()) -> Iterator[str]:
+    """After ``prepare``: commands from which on ``new`` is in force."""
+    for name, elements in new.sets.items():
+        yield from _set(name, old.sets.get(name, frozenset()), elements)
+    for change in changes:
+        yield from learned_commands(change)
     yield from fixed(old.fixed, new.fixed)
-    # All old chains are emptied before the first is deleted: they name each other.
+
+
+def clear(old: Objects, new: Objects) -> Iterator[str]:
+    """After ``switch``: commands that take away what only ``old`` has. (With ``old`` and ``new`` exchanged: after
+    ``prepare``, all as it was.)"""
+    # All chains are emptied before the first is deleted: they name each other.
     yield from (f"flush chain {TABLE} {name}" for name in old.chains)
     yield from (f"delete chain {TABLE} {name}" for name in old.chains)
     yield from (f"delete set {TABLE} {name}" for name in sorted(old.learned - new.learned))

@@ -2,11 +2,12 @@
 
 ::
 
-    forwarded / local -> class chain -> profile chain -> learned sets        -> interval map -> default
-                         gG_class_N     gG_profile_N     learned4_N_VERDICT     ip4_HASH        to_VERDICT
+    gG_forwarded / gG_local -> class chain -> profile chain -> learned sets        -> interval map -> default
+                               gG_class_N     gG_profile_N     learned4_N_VERDICT     ip4_HASH        to_VERDICT
 
 Chains carry a generation G and are replaced by every reload. Interval maps are named by a hash of their content, so
 that equal ones are loaded once; they and the learned sets are objects that a reload keeps.
+Rules of the skeleton's own chains have no set with intervals, named or not: see ``diff``.
 Names are learned into one set a verdict, not into verdict maps: an element that jumps makes the kernel walk every chain
 and interval map of the table to look for loops.
 No command names the table's flags: a table that is named without them loses its owner.
@@ -89,6 +90,10 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
         chains[f"g{generation}_origin_{number}"] = tuple(_origin(steering, origin, generation))
     for number, name in enumerate(_interfaces(steering)):
         chains[f"g{generation}_interface_{number}"] = tuple(_interface(steering, name, generation))
+    chains[f"g{generation}_forwarded"] = tuple(_forwarded(steering, generation))
+    chains[f"g{generation}_local"] = tuple(_local(steering, generation))
+    if refused := tuple(_refused(capture)):
+        chains[f"g{generation}_refused"] = refused
     sets = {
         "lans": frozenset(quote(name) for name in capture.lans),
         "captured": frozenset({"53"} if capture.dns_port else ()),
@@ -99,14 +104,15 @@ def objects(steering: Steering, capture: Capture, generation: int) -> Objects:
 
 def fixed(steering: Steering, capture: Capture, generation: int) -> dict[str, tuple[str, ...]]:
     """See ``Objects.fixed``. Raises ValueError as ``objects`` does."""
+    ours = (f"goto g{generation}_refused",) if any(_refused(capture)) else ()
     return {
         "deliver": (MULTIPATH, _deliver(capture.tproxy_port), ERRORS),
         "within": tuple(_within(capture)),
-        "refused": (*_paused(capture, "goto to_direct"), *_refused(capture)),
+        "refused": (*_paused(capture, "goto to_direct"), *ours),
         "hinted": HINTED if capture.hints else (),
         "capture": _redirect(capture),
-        "forwarded": tuple(_forwarded(steering, generation)),
-        "local": tuple(_local(steering, capture, generation)) if capture.local else (),
+        "forwarded": (f"goto g{generation}_forwarded",),
+        "local": tuple(_sent(capture, generation)) if capture.local else (),
     }
 
 
@@ -277,7 +283,8 @@ def _origin(steering: Steering, origin: Origin, generation: int) -> Iterator[str
     yield f"goto {_class_name(steering, generation, origin.otherwise)}"
 
 
-def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[str]:
+def _sent(capture: Capture, generation: int) -> Iterator[str]:
+    """Of flows of this host."""
     if not capture.one_armed:
         arms = {*capture.lans} & {*capture.wans}
         inner = ", ".join(quote(name) for name in capture.lans if name not in arms)
@@ -288,6 +295,10 @@ def _local(steering: Steering, capture: Capture, generation: int) -> Iterator[st
         return
     for name in capture.peers:
         yield f"{'ip' if name == 'peers4' else 'ip6'} daddr @{name} goto to_direct"
+    yield f"goto g{generation}_local"
+
+
+def _local(steering: Steering, generation: int) -> Iterator[str]:
     users = [
         f"{_range(str(first), str(last))} : goto {_class_name(steering, generation, number)}"
         for first, last, number in steering.users

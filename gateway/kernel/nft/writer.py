@@ -1,4 +1,4 @@
-"""The one writer of the owned table ``inet gateway``: one netlink socket, whole transactions by text, elements raw.
+"""The one writer of the owned table ``inet gateway``: one netlink socket, rules by text, elements raw.
 
 The table belongs to that socket. It goes when the last copy of its descriptor is closed, so that nothing here may be
 inherited by a child; and every other writer, this process included, is refused.
@@ -7,6 +7,7 @@ inherited by a child; and every other writer, this process included, is refused.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,8 @@ from gateway.kernel.nft.message import (
 from gateway.kernel.nft.steer_render import CHAINS, TABLE, Objects, fixed, objects
 from gateway.kernel.plan import Capture, LearnedChange, Steering, Verdict
 
+log = logging.getLogger(__name__)
+
 NEW_RULE, GET_RULE, NEW_OBJECT, GET_OBJECT = (NFTABLES << 8 | number for number in (6, 7, 18, 19))
 RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, EXPRESSION_NAME, EXPRESSION_DATA = 1, 2, 4, 1, 2
 OBJECT_TABLE, OBJECT_NAME, OBJECT_DATA = 1, 2, 4
@@ -51,23 +54,36 @@ class Writer:
         self.owned = owners(self._library) if owned is None else owned
         self._objects: Objects | None = None
         self._generation = 0
+        """In force."""
+        self._last = 0
+        """That was tried: what a refused one has left behind does not meet the next."""
         self._sequence = 0
 
     def apply(self, steering: Steering, capture: Capture, changes: Sequence[LearnedChange] = ()) -> None:
-        """One transaction to this content. ``changes`` are to the learned sets as they will be afterwards; the others
-        keep what they hold. Raises KernelError, and the table is then as it was; ValueError on a bad interface name."""
-        generation = self._generation + 1
-        new = objects(steering, capture, generation)
-        text = diff.transaction(self._objects or Objects(), new, changes)
+        """To this content, which is in force from one moment on. ``changes`` are to the learned sets as they will be
+        afterwards; the others keep what they hold. Raises KernelError, and the table is then as it was; ValueError on a
+        bad interface name."""
+        self._last += 1
+        old, new = self._objects or Objects(), objects(steering, capture, self._last)
+        skeleton = ""
         if self._objects is None:
             self._remove_leftover()
             skeleton = (folder() / "steer.nft").read_text()
             if not self.owned:
                 skeleton = skeleton.replace(OWNER, "")
-            self._library.run(skeleton + "\n" + text)
-        else:
-            self._library.run(text)
-        self._objects, self._generation = new, generation
+        self._library.run("\n".join((skeleton, *diff.prepare(old, new), "")))
+        try:
+            self._library.run("\n".join((*diff.switch(old, new, changes), "")))
+        except KernelError:
+            undo = [f"delete table {TABLE}"] if self._objects is None else diff.clear(new, old)
+            self._library.run("\n".join((*undo, "")))
+            raise
+        self._objects, self._generation = new, self._last
+        if gone := [*diff.clear(old, new)]:
+            try:
+                self._library.run("\n".join((*gone, "")))
+            except KernelError as error:
+                log.warning("what the rules before have left stays until a restart: %s", error)
 
     def capture(self, steering: Steering, capture: Capture) -> None:
         """After ``apply`` of the same ``steering``: other rules of what is looked at, and nothing else. Raises

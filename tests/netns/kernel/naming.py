@@ -38,7 +38,8 @@ ASKED = ("192.0.2.53", 53)
 """By clients; nobody is there."""
 PORTS = (80, 443, 853, 7000)
 PROXY = 3128
-RULES = [{"action": "sniff"}, {"domain_suffix": "far.example", "outbound": "far"}]
+# A client that stalls is waited for.
+RULES = [{"action": "sniff", "timeout": "3s"}, {"domain_suffix": "far.example", "outbound": "far"}]
 CLASSES = {mark.USER: "user", mark.DIRECT: "kernel", mark.SNIFF: "sniff"}
 IMPATIENT = {"SHORTEST": 1, "GRACE": 2}
 """Seconds of ``route.learned``, so that a test sees names expire."""
@@ -260,11 +261,12 @@ class Naming(Whole):
         """(Way, class): ``far`` or ``direct``; ``kernel``, ``sniff`` or ``user``. ``host`` is what the client calls it,
         in a request, or as SNI."""
         family = 6 if ":" in address else 4
+        said = hello(host) if tls else f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         with self.client.socket(socket.AF_INET6 if family == 6 else socket.AF_INET) as sock:
             sock.settimeout(20)
             sock.bind((CLIENTS[family][client], 0))
             sock.connect((address, port))
-            sock.sendall(hello(host) if tls else f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            sock.sendall(said)
             return sock.recv(100).decode(), self.classes(sock.getsockname()[1])[address]
 
     def classes(self, port: int = 0) -> dict[str, str]:

@@ -78,7 +78,7 @@ def test_the_owned_table_of_an_empty_configuration(net, empty):
         found = listed(net)
     finally:
         writer.close()
-    made = {"forwarded", "within", "local", "deliver", "g1_class_0", "g1_profile_0"}
+    made = {"forwarded", "within", "local", "deliver", "g1_forwarded", "g1_local", "g1_class_0", "g1_profile_0"}
 
     def of_code(entry: dict[str, Any]) -> bool:
         return entry.get("rule", {}).get("chain") in made or entry.get("chain", {}).get("name", "").startswith("g1_")

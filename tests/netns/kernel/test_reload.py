@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import random
 import re
+import socket
+import threading
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.writer import Writer
-from gateway.kernel.plan import Capture, LearnedChange, Origin, PortRow, Profile, SourceClass, Steering, Verdict
+from gateway.kernel.plan import (
+    Capture,
+    LearnedChange,
+    Origin,
+    PortRow,
+    Profile,
+    SourceClass,
+    SourceSpan,
+    Span,
+    Steering,
+    Verdict,
+)
 from tests.unit.route import brute
 
 pytestmark = pytest.mark.root
@@ -43,7 +57,7 @@ def test_compiled_plans_one_after_the_other(net, writer):
         net.gateway.call(lambda steering=steering: writer.apply(steering, CAPTURE))
     assert max(sizes) > 3
     net.gateway.call(lambda: writer.apply(plain(Verdict.USER, learned=False), CAPTURE))
-    assert names(net) == {"g26_class_0", "g26_profile_0"}
+    assert names(net) == {f"g26_{name}" for name in ("class_0", "profile_0", "forwarded", "local")}
 
 
 def test_a_refused_reload_changes_nothing(net, writer):
@@ -55,7 +69,53 @@ def test_a_refused_reload_changes_nothing(net, writer):
         net.gateway.call(lambda: writer.apply(plain(Verdict.DROP), CAPTURE, [change]))
     assert net.nft("-a", "list", "table", "inet", "gateway") == before
     net.gateway.call(lambda: writer.apply(plain(Verdict.DROP), CAPTURE))
-    assert "goto to_drop" in net.nft("list", "chain", "inet", "gateway", "g2_profile_0")
+    assert "goto to_drop" in net.nft("list", "chain", "inet", "gateway", "g3_profile_0")
+
+
+def dropping(site: IPv4Address | IPv6Address, number: int) -> Steering:
+    """All to ``site`` is dropped by a map whose content is another one each time, and all else of the table, and what
+    comes from elsewhere or goes to other ports, is direct."""
+    many = [Span(n, n + number % 9, Verdict.USER) for n in range(1 << 24, (1 << 24) + 5000, 10)]
+    here = (Span(int(site), int(site), Verdict.DROP),)
+    spans = ((*many, *here), ()) if site.version == 4 else ((), (*many, *here))
+    profiles = (
+        Profile(*spans, Verdict.DIRECT, Verdict.DIRECT, False),
+        Profile((), (), Verdict.DIRECT, Verdict.DIRECT, False),
+    )
+    classes = [SourceClass(tuple(PortRow(network, 1, 9999, one) for network in ("tcp", "udp"))) for one in (0, 1)]
+    every = SourceSpan(0, (1 << (32 if site.version == 4 else 128)) - 1, 0)
+    origin = Origin((every,), (), 1) if site.version == 4 else Origin((), (every,), 1)
+    return Steering(profiles, tuple(classes), (origin,), (), 0)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_no_packet_meets_rules_whose_sets_are_empty(net, writer, family):
+    """Each is judged by the old ones or by the new ones, as many as can be sent while they change."""
+    site = ip_address("198.51.100.1" if family == 4 else "2001:db8:2::1")
+    ip = "ip" if family == 4 else "ip6"
+    net.nft(f"add table {ip} watch; add chain {ip} watch out {{ type filter hook postrouting priority 0; }};"
+            f"add rule {ip} watch out {ip} daddr {site} udp dport 7777 counter")  # fmt: skip
+    net.gateway.call(lambda: writer.apply(dropping(site, 0), CAPTURE))
+    sent, end = 0, threading.Event()
+
+    def send() -> None:
+        nonlocal sent
+        with net.client.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            while not end.is_set():
+                sock.sendto(b"x", (str(site), 7777))
+                sent += 1
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        for number in range(1, 100):
+            net.gateway.call(lambda number=number: writer.apply(dropping(site, number), CAPTURE))
+    finally:
+        end.set()
+        thread.join()
+    assert sent > 1000
+    assert "packets 0 " in net.nft("list", "chain", ip, "watch", "out"), f"of {sent}"
+    net.nft("delete", "table", ip, "watch")
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -171,7 +171,7 @@ def judge(fail: str, made: list[Made], kills: list[Kill]) -> None:
     direct = [one for one in made if one.name.startswith("direct")]
     proxied = [one for one in made if one.name.startswith("proxied")]
     wrong = [one for one in made if misrouted(fail)(one)]
-    assert not wrong, f"misrouted: {wrong[:5]}"
+    assert not wrong, f"misrouted: {wrong[:5]}, of {kills}"
     if fail == "open":
         lost = [one for one in direct if not one.answered]
         assert not lost, f"whatever happens: {lost[:5]}"

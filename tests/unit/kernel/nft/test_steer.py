@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.kernel import mark
+from gateway.kernel.nft.diff import clear, prepare, switch
 from gateway.kernel.nft.diff import fixed as rules_of
-from gateway.kernel.nft.diff import transaction
 from gateway.kernel.nft.steer_render import Objects, fixed, interval_name, learned_commands, objects
 from gateway.kernel.plan import (
     LAST_UID,
@@ -73,8 +73,8 @@ def test_ports_sources_and_socket_classes():
         "tcp dport vmap { 80 : goto g7_profile_0 }",
         "udp dport vmap { 1-9 : goto g7_profile_1 }",
     )
-    assert found.fixed["forwarded"][0] == "ip saddr vmap { 192.0.2.0-192.0.2.255 : goto g7_class_0 }"
-    assert "0x18000000 : goto g7_class_0" in found.fixed["local"][1]
+    assert found.chains["g7_forwarded"][0] == "ip saddr vmap { 192.0.2.0-192.0.2.255 : goto g7_class_0 }"
+    assert "0x18000000 : goto g7_class_0" in found.chains["g7_local"][0]
 
 
 def test_interfaces_and_hardware_addresses_choose_the_origin():
@@ -83,7 +83,7 @@ def test_interfaces_and_hardware_addresses_choose_the_origin():
     devices = (DeviceRow("guest", "", 1), DeviceRow("guest", phone, 2), DeviceRow("", tv, 1))
     plan = steering(profile(), origins=origins, devices=devices)
     found = objects(plan, CAPTURE, 3)
-    assert found.fixed["forwarded"] == (
+    assert found.chains["g3_forwarded"] == (
         'iifname vmap { "guest" : goto g3_interface_0 }',
         f"ether saddr vmap {{ {tv} : goto g3_origin_1 }}",
         "ip saddr vmap { 0.0.0.0 : goto g3_class_0 }",
@@ -98,7 +98,7 @@ def test_interfaces_and_hardware_addresses_choose_the_origin():
 
 def test_users_come_in_place_of_socket_classes():
     plan = steering(profile(), local=((3, 0),), users=(SourceSpan(0, 999, 0), SourceSpan(1000, 1000, 0)))
-    assert objects(plan, CAPTURE, 1).fixed["local"][1:] == (
+    assert objects(plan, CAPTURE, 1).chains["g1_local"] == (
         "meta skuid vmap { 0-999 : goto g1_class_0, 1000 : goto g1_class_0 }",
         "goto g1_class_0",
     )
@@ -146,7 +146,9 @@ def test_refused_resolvers():
     assert objects(plan, CAPTURE, 1).fixed["refused"] == ()
     doh = ("192.0.2.0/25", "2001:db8::1", "192.0.2.128/25", "198.51.100.1/32")
     refused = "counter name to_resolver goto refuse"
-    assert objects(plan, replace(CAPTURE, dot=False, doh=doh), 1).fixed["refused"] == (
+    found = objects(plan, replace(CAPTURE, dot=False, doh=doh), 1)
+    assert found.fixed["refused"] == ("goto g1_refused",)
+    assert found.chains["g1_refused"] == (
         f"th dport 853 {refused}",
         f"ip daddr {{ 192.0.2.0/24, 198.51.100.1/32 }} th dport 443 {refused}",
         f"ip6 daddr {{ 2001:db8::1/128 }} th dport 443 {refused}",
@@ -178,10 +180,28 @@ def test_an_interface_name_cannot_end_its_quotes():
         objects(steering(profile()), Capture(('a"; flush ruleset',), 1), 1)
 
 
+def all_of(old, new):
+    return "\n".join((*prepare(old, new), *switch(old, new), *clear(old, new)))
+
+
+def test_what_the_switch_leads_to_stands_and_has_all_sets_with_intervals():
+    """Its own rules have none, named or not: those are empty for a moment."""
+    ranges = {"origins": (Origin((SourceSpan(1, 9, 0),), (), 0),), "users": (SourceSpan(0, 999, 0),)}
+    plan = steering(profile(TEN), rows=(PortRow("tcp", 1, 9, 0),), **ranges)
+    capture = Capture(("br0",), 1, 53, doh=("192.0.2.0/25",), peers=("peers4",), paused=("paused4",))
+    old, new = objects(steering(profile(SIX._replace(verdict=Verdict.USER))), CAPTURE, 1), objects(plan, capture, 2)
+    before, moment = ("\n".join(found) for found in (prepare(old, new), switch(old, new)))
+    assert not re.search(r"[{ ][0-9.:]+[-/][0-9]", moment), moment
+    for name in re.findall(r"goto (g2_\w+)", moment):
+        assert f"add chain inet gateway {name}" in before
+    assert all(f"{{ {rows}" in before for rows in ("192.0.2.0-192.0.2.255 :", "0.0.0.1-0.0.0.9 :", "0-999 :", "1-9 :"))
+    assert not re.search(r"(add|flush) \w+ inet gateway (?!g2_|ip4_|learned)", before)
+
+
 def test_a_reload_keeps_maps_of_the_same_content_and_learned_sets():
     old = objects(steering(profile(TEN, spans6=(SIX,), learned=True)), CAPTURE, 1)
     new = objects(steering(profile(TEN, default=Verdict.USER, learned=True)), CAPTURE, 2)
-    text = transaction(old, new)
+    text = all_of(old, new)
     kept, gone = interval_name(4, (TEN,)), interval_name(6, (SIX,))
     assert f"map inet gateway {kept}" not in text
     assert "set inet gateway learned" not in text
@@ -193,7 +213,7 @@ def test_a_reload_keeps_maps_of_the_same_content_and_learned_sets():
 
 def test_a_profile_that_is_gone_takes_its_learned_sets():
     old = objects(steering(profile(learned=True)), CAPTURE, 1)
-    text = transaction(old, objects(steering(profile()), CAPTURE, 2))
+    text = all_of(old, objects(steering(profile()), CAPTURE, 2))
     assert text.count("delete set inet gateway learned4_0_") == 5
     # Rules that look into them go first.
     assert text.index("flush chain inet gateway g1_profile_0") < text.index("delete set")
@@ -201,7 +221,7 @@ def test_a_profile_that_is_gone_takes_its_learned_sets():
 
 def test_interfaces_are_added_and_taken_away():
     plan = steering(profile())
-    text = transaction(objects(plan, CAPTURE, 1), objects(plan, Capture(("br1",), 7893, 53), 2))
+    text = all_of(objects(plan, CAPTURE, 1), objects(plan, Capture(("br1",), 7893, 53), 2))
     assert 'delete element inet gateway lans { "br0" }' in text
     assert 'add element inet gateway lans { "br1" }' in text
     assert "add element inet gateway captured { 53 }" in text
@@ -209,7 +229,7 @@ def test_interfaces_are_added_and_taken_away():
 
 def test_many_intervals_are_split_into_commands():
     spans = tuple(Span(n * 4, n * 4 + 1, Verdict.USER) for n in range(2500))
-    text = transaction(Objects(), objects(steering(profile(*spans)), CAPTURE, 1))
+    text = all_of(Objects(), objects(steering(profile(*spans)), CAPTURE, 1))
     assert text.count("add element inet gateway ip4_") == 3
 
 
