@@ -16,7 +16,10 @@ mount --make-rprivate /
 mount --bind "$1" "$1"
 cd "$1"
 mount -t proc proc proc
-mount -t sysfs sysfs sys
+mount --bind proc/sys proc/sys
+mount --bind proc/sys/net proc/sys/net
+mount -o remount,bind,ro proc/sys
+mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 for folder in run tmp dev; do mount -t tmpfs tmpfs $folder; done
 for device in null zero full random urandom tty; do
@@ -29,7 +32,8 @@ pivot_root . mnt
 umount -l /mnt
 exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd
 """
-"""Its cgroups are its own: the lab's of this program is their root. Its network is the host's."""
+"""Its cgroups are its own: the lab's of this program is their root. Its network is the host's. What is left of the
+kernel's parameters is not its to change (systemd would raise some of the whole machine's)."""
 NAMESPACES = ("--mount", "--pid", "--cgroup", "--uts", "--ipc")
 
 
