@@ -73,7 +73,10 @@ def check_silence(port, target):
     """A server that does not know the client ends its flow without a byte."""
     with socks_connect(port, LOOPBACK, target) as sock:
         sock.sendall(b"hello")
-        assert sock.recv(1) == b""
+        try:
+            assert sock.recv(1) == b""
+        except ConnectionResetError:  # it may not even have read
+            pass
 
 
 def check(port, target, host=LOOPBACK, at=LOOPBACK):
