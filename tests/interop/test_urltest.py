@@ -153,6 +153,7 @@ def test_before_anything_has_answered(tmp_path):
     assert seen["ours"] == seen["theirs"] == ("near", "far")
 
 
+@pytest.mark.slow
 def test_what_a_person_sees_and_asks_for(tmp_path):
     """Over TLS, by a certificate that the system trusts: delays in groups and status, a check when asked; a change ends
     flows of the former member."""

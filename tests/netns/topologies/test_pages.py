@@ -92,6 +92,7 @@ def seen(reader: Reader, line: str) -> str:
     return str(json.loads(reader.said[line])["client"][0])
 
 
+@pytest.mark.slow
 def test_first_router() -> None:
     """From the box's console, and over SSH from the laptop as soon as that has a lease."""
     with reading(two_ports()) as reader:
