@@ -71,19 +71,14 @@ class Writer:
             skeleton = (folder() / "steer.nft").read_text()
             if not self.owned:
                 skeleton = skeleton.replace(OWNER, "")
-        self._library.run("\n".join((skeleton, *diff.prepare(old, new), "")))
+        self._run((skeleton, *diff.prepare(old, new)))
         try:
-            self._library.run("\n".join((*diff.switch(old, new, changes), "")))
+            self._run(diff.switch(old, new, changes))
         except KernelError:
-            undo = [f"delete table {TABLE}"] if self._objects is None else diff.clear(new, old)
-            self._library.run("\n".join((*undo, "")))
+            self._remove((f"delete table {TABLE}",) if self._objects is None else diff.clear(new, old))
             raise
         self._objects, self._generation = new, self._last
-        if gone := [*diff.clear(old, new)]:
-            try:
-                self._library.run("\n".join((*gone, "")))
-            except KernelError as error:
-                log.warning("what the rules before have left stays until a restart: %s", error)
+        self._remove(diff.clear(old, new))
 
     def capture(self, steering: Steering, capture: Capture) -> None:
         """After ``apply`` of the same ``steering``: other rules of what is looked at, and nothing else. Raises
@@ -91,8 +86,7 @@ class Writer:
         if self._objects is None or self.closed:
             raise KernelError("nft rules", errno.ENOENT, "there is no table")
         new = fixed(steering, capture, self._generation)
-        if text := "\n".join(diff.fixed(self._objects.fixed, new)):
-            self._library.run(f"{text}\n")
+        self._run(diff.fixed(self._objects.fixed, new))
         self._objects = replace(self._objects, fixed=new)
 
     def elements(self, changes: Iterable[LearnedChange]) -> list[LearnedChange]:
@@ -216,6 +210,18 @@ class Writer:
         """The table goes, where it is owned. Any number of times."""
         self._library.close()
         self._objects = None
+
+    def _run(self, commands: Iterable[str]) -> None:
+        """As one transaction. Raises KernelError."""
+        if text := "\n".join(commands):
+            self._library.run(f"{text}\n")
+
+    def _remove(self, commands: Iterable[str]) -> None:
+        """What nothing leads to; where it cannot go it does no harm."""
+        try:
+            self._run(commands)
+        except KernelError as error:
+            log.warning("rules that are in force no more stay in the table: %s", error)
 
     def _remove_leftover(self) -> None:
         # An ownerless table of this name can only be taken away by its plain name; one with an owner is refused.

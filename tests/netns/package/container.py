@@ -44,7 +44,6 @@ class Container:
 
     def __init__(self, host: Host, tree: Path, package: str, rebuilt: str) -> None:
         self.host = host
-        self.tree = tree
         self.take = f"apt-get -qy install {package}"
         self.renew = f"apt-get -qy install {rebuilt}"
         self._process = host.popen(["unshare", *NAMESPACES, "--fork", "--kill-child", "sh", "-c", BOOT, "sh", tree])
