@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from gateway.kernel.bpf.demand import INTERVAL
 from gateway.lab.host import Host
 from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
@@ -100,13 +101,18 @@ class Way(Whole):
         poll(lambda: self.offloaded() == wanted, "the changed configuration is not in force")
 
     def wake(self) -> None:
-        """Bulk until the programs are attached; they stay for some seconds."""
+        """Bulk until the programs are attached; they stay for some seconds.
+
+        Attached once says nothing: it may have been decided before this bulk that they go."""
         near, far = connect(self, 4, 7999)
+        seen = 0
         with near, far:
-            for _ in range(20):
+            for _ in range(40):
                 pump(near, far)
-                if self.status()["offloading"]:
+                seen = seen + 1 if self.status()["offloading"] else 0
+                if seen == 2:
                     return
+                time.sleep(INTERVAL)
         raise AssertionError("bulk is not offloaded")
 
     def forwarded(self) -> int:
@@ -166,13 +172,18 @@ def connect(way: Way, family: int, port: int = 7001) -> tuple[socket.socket, soc
 
 
 def shortened(way: Way, work: Any, at_least: int) -> None:
-    """``work()`` moves ``at_least`` so many packets, most of them by the short way."""
-    way.wake()
-    long, all_ = way.forwarded(), packets(way.client)
-    work()
-    long, all_ = way.forwarded() - long, packets(way.client) - all_
-    assert all_ >= at_least
-    assert long * FEW < all_, f"{long} of {all_} packets went the long way"
+    """``work()`` moves ``at_least`` so many packets, most of them by the short way.
+
+    Three times at most: on a machine that others keep from working, it may be too slow to count as bulk."""
+    for _ in range(3):
+        way.wake()
+        long, all_ = way.forwarded(), packets(way.client)
+        work()
+        long, all_ = way.forwarded() - long, packets(way.client) - all_
+        assert all_ >= at_least
+        if long * FEW < all_:
+            return
+    raise AssertionError(f"{long} of {all_} packets went the long way")
 
 
 @pytest.mark.parametrize("family", [4, 6])
