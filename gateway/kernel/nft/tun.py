@@ -8,7 +8,7 @@ from gateway.core.errors import KernelError
 from gateway.kernel import conntrack, mark
 from gateway.kernel.nft.element import delete_table
 from gateway.kernel.nft.library import OWNER, Library, folder, owners
-from gateway.kernel.nft.tun_render import NUMBERS, Elements, Tunnel, commands, fill, mine, skeleton, table
+from gateway.kernel.nft.tun_render import NUMBERS, Elements, Tunnel, fill, mine, prepare, skeleton, switch, table
 from gateway.kernel.reaper import Reaper, Will
 
 _WHO = mark.CLASS | mark.SOCKET
@@ -57,12 +57,14 @@ class Table:
         raise KernelError("nft", errno.EBUSY, f"no table for a tun inbound: {refused}")
 
     def load(self, plan: Tunnel) -> None:
-        """In one transaction. Raises KernelError; ValueError on a bad interface name."""
+        """Once; in force from one moment on. Raises KernelError, and it is of use only to be closed then; ValueError on
+        a bad interface name."""
         text = skeleton((folder() / "tun.nft").read_text(), self.number, plan.device)
         if not self._owned:
             text = text.replace(OWNER, "")
         try:
-            self._library.run(text + "\n" + commands(plan, self.number))
+            self._library.run(text + "\n" + prepare(plan, self.number))
+            self._library.run(switch(plan, self.number))
         except KernelError as error:
             needs = "it needs CONFIG_NFT_TPROXY, CONFIG_NFT_FIB_INET, CONFIG_NFT_CT, CONFIG_NFT_REDIR, CONFIG_NFT_NAT"
             raise KernelError("table of a tun inbound", error.errno, f"{error}; {needs}") from None

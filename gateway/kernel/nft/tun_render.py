@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
@@ -75,26 +75,35 @@ def skeleton(text: str, number: int, device: str) -> str:
     return text.replace("define MINE = 0x07000000", f"define MINE = {mine(number):#010x}")
 
 
-def commands(plan: Tunnel, number: int) -> str:
-    """What fills the skeleton. Raises ValueError on a bad interface name."""
-    made: dict[str, Iterable[str]] = {
-        "deliver": _deliver(plan), "forwarded": _forwarded(plan), "local": _local(plan), "aside": _aside(plan),
-        "device_in": _device_in(plan), "device_out": _device_out(plan),
-    }  # fmt: skip
-    lines = []
+def prepare(plan: Tunnel, number: int) -> str:
+    """The first transaction after the skeleton: all that has intervals; nothing leads to it yet. Two are needed because
+    rules are valid before such sets hold anything (:mod:`gateway.kernel.nft.diff`)."""
+    chains = {}
     if plan.mode == "redirect":
         chains = {
             "where_from": _where_from(plan), "who": _who(plan), "where_to": _where_to(plan), "beyond": _beyond(plan),
             "echo": _echo(plan, "where_from"), "echo_local": _echo(plan, "who"),
         }  # fmt: skip
-        lines += [f"add chain {table(number)} {name}" for name in chains]
-        if plan.dns_port:
-            lines += [f"add chain {table(number)} {name} {hook}" for name, hook in HOOKS.items()]
-            chains |= {"dns": _dns(plan), "dns_local": _dns_local(plan), "input": _input(plan)}
-        made = chains | made
-    for name, rules in made.items():
-        lines += [f"add rule {table(number)} {name} {rule}" for rule in rules]
-    return "\n".join(lines) + "\n" + fill(number, {}, plan.sets)
+    lines = [f"add chain {table(number)} {name}" for name in chains]
+    return "\n".join((*lines, *_rules(number, chains))) + "\n" + fill(number, {}, plan.sets)
+
+
+def switch(plan: Tunnel, number: int) -> str:
+    """The second: the skeleton's chains lead there. Raises ValueError on a bad interface name."""
+    chains = {
+        "deliver": _deliver(plan), "forwarded": _forwarded(plan), "local": _local(plan), "aside": _aside(plan),
+        "device_in": _device_in(plan), "device_out": _device_out(plan),
+    }  # fmt: skip
+    lines = []
+    if plan.mode == "redirect" and plan.dns_port:
+        lines += [f"add chain {table(number)} {name} {hook}" for name, hook in HOOKS.items()]
+        chains |= {"dns": _dns(plan), "dns_local": _dns_local(plan), "input": _input(plan)}
+    return "\n".join((*lines, *_rules(number, chains))) + "\n"
+
+
+def _rules(number: int, chains: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    for name, rules in chains.items():
+        yield from (f"add rule {table(number)} {name} {rule}" for rule in rules)
 
 
 HOOKS = {

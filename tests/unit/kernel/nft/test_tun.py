@@ -10,7 +10,7 @@ import pytest
 
 from gateway.kernel import mark
 from gateway.kernel.nft import tun_render
-from gateway.kernel.nft.tun_render import Tunnel, commands, fill, mine, skeleton
+from gateway.kernel.nft.tun_render import Tunnel, fill, mine, prepare, skeleton, switch
 
 SKELETON = (Path(__file__).resolve().parents[4] / "nft/tun.nft").read_text()
 PORTS = {4: 1004, 6: 1006}
@@ -19,7 +19,8 @@ PORTS = {4: 1004, 6: 1006}
 def rules(chain: str, **fields) -> list[str]:
     plan = Tunnel(**{"device": "tun0", "mode": "routes", "families": (4, 6), "ports": PORTS} | fields)
     head = f"add rule inet gateway_tun_5 {chain} "
-    return [line.removeprefix(head) for line in commands(plan, 5).splitlines() if line.startswith(head)]
+    text = prepare(plan, 5) + switch(plan, 5)
+    return [line.removeprefix(head) for line in text.splitlines() if line.startswith(head)]
 
 
 def test_defines_are_those_of_mark():
@@ -86,6 +87,22 @@ def test_what_redirect_asks_in_its_order():
     ]  # fmt: skip
     assert found["dns"][-2].endswith("ip saddr @local4 ct mark set ct mark & 0xf8ffffff | 0x05000000 redirect to :5300")
     assert found["echo"][-1] == "meta mark set 0x2023 accept"
+
+
+@pytest.mark.parametrize("mode", ["manual", "routes", "redirect"])
+def test_what_has_intervals_is_there_before_anything_leads_to_it(mode):
+    plan = Tunnel(
+        "tun0", mode, (4, 6), PORTS, dns_port=5300, include_mac=("02:00:00:00:00:01",), uids=("5-9",),
+        route=(ip_network("192.0.2.0/24"),), exclude=(ip_network("2001:db8::/32"),), wanted=True, unwanted=True,
+        loopback=(ip_address("10.7.0.1"),), sets={"local4": ("10.7.0.0/24",)},
+    )  # fmt: skip
+    before, after = prepare(plan, 5), switch(plan, 5)
+    assert "add element inet gateway_tun_5 local4 { 10.7.0.0/24 }" in before
+    own = set(re.findall(r"^add chain \S+ \S+ (\w+)$", before, re.M))
+    assert set(re.findall(r"^add rule \S+ \S+ (\w+) ", before, re.M)) <= own, "chains of the skeleton stay empty"
+    assert "hook" not in before
+    assert not re.search(r"\{[^}]*[/-][^}]*\}", re.sub("^add chain.*", "", after, flags=re.M)), after
+    assert "add element" not in after
 
 
 def test_this_host_may_be_left_out():
