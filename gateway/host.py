@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -37,6 +38,8 @@ from gateway.uplink.uplinks import Uplinks
 
 UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
 """Where systemd-resolved writes whom it asks itself; resolv.conf names it alone then."""
+TRIES = 8
+"""To make the base table while nobody else changes rules."""
 ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 
 log = logging.getLogger(__name__)
@@ -129,9 +132,9 @@ class Host:
         narrow = [name for name in wans if unknown or name not in links or _carries(links[name]) < widest]
         if narrow != self._narrow:
             try:
-                base.clamp(Library(), narrow)
-                self._narrow = narrow
-                self._watch.remember()
+                # Where somebody has taken some of the table away, it is made anew, and this with it.
+                if self._watch.whole() and self._watch.put(lambda: base.clamp(Library(), narrow)):
+                    self._narrow = narrow
             except KernelError as error:
                 log.warning("segment size: %s", error)
 
@@ -247,8 +250,11 @@ class Host:
         self.journal.record(base.UNDO)
         if options.fail == "hold":
             self.journal.record({"kind": "process", "op": "kill", "argument": self.keeper})
-        base.apply(Library(), base_plan(options))
-        self._watch.remember()
+        for _ in range(TRIES):
+            if self._watch.put(lambda: base.apply(Library(), base_plan(options))):
+                break
+        else:
+            raise KernelError(f"table {base.TABLE}", errno.EBUSY, "other programs change rules all the time")
         self._narrow = [one.interface for one in options.uplinks]
 
     def _restore(self) -> None:

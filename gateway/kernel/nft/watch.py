@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.element import INET
@@ -48,9 +48,17 @@ class Watch:
         except OSError as error:
             raise KernelError("nft watch", error.errno or errno.EIO) from error
 
-    def remember(self) -> None:
-        """What is there now is what has to be. Raises KernelError."""
-        self._generation, self._known, _ = self._look()
+    def put(self, work: Callable[[], None]) -> bool:
+        """``work()`` changes the table, in one transaction: what is there then is what has to be. False where others
+        changed rules meanwhile: they may have taken some of it away again, and what had to be before still has to be.
+        Raises KernelError, and what ``work`` raises."""
+        before = self._now()
+        work()
+        generation, parts, _ = self._look()
+        if generation != _next(before):
+            return False
+        self._generation, self._known = generation, parts
+        return True
 
     def whole(self) -> bool:
         """Nothing of what was remembered is gone; what others have added is their business. Raises KernelError."""
@@ -110,3 +118,8 @@ class Watch:
             raise KernelError("nft watch", error.errno or errno.EIO) from error
         except (ValueError, KeyError) as error:
             raise KernelError("nft watch", errno.EBADMSG, str(error)) from error
+
+
+def _next(generation: bytes) -> bytes:
+    """Each transaction of a network namespace counts as one; 0 is left out (nf_tables_commit)."""
+    return (int.from_bytes(generation, "big") % 0xFFFFFFFF + 1).to_bytes(len(generation), "big")
