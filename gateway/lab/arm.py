@@ -12,7 +12,7 @@ from typing import Any
 from gateway.box import RUN
 from gateway.lab import peer
 from gateway.lab.forecast import CheckError, expect
-from gateway.lab.observe import icmp, page
+from gateway.lab.observe import addresses6, icmp, page
 from gateway.lab.process import Process
 from gateway.lab.stage import Stage, poll
 from gateway.service.control import ask
@@ -79,9 +79,11 @@ def assured(stage: Stage, address: str) -> None:
     inner, family = stage.home.inner, "ipv6" if ":" in address else "ipv4"
     out = stage.lab.host("inner").run(["conntrack", "-L", "-f", family, "-p", "tcp", "--orig-dst", address]).out
     rows = [line for line in out.splitlines() if "src=" in line]
-    own = f"src={address} dst={inner.ipv6 if family == 'ipv6' else inner.ipv4} "
-    expect(any(own in row and "[ASSURED]" in row for row in rows), f"inner tracked: {rows or 'nothing'}")
-    strange = [row for row in rows if any(f"src={one} " in row for one in (stage.home.lan1.ipv4, stage.home.lan1.ipv6))]
+    own = [f"src={address} dst={one} " for one in (inner.ipv4, *addresses6(stage, "inner"))]
+    translated = any("[ASSURED]" in row and any(back in row for back in own) for row in rows)
+    expect(translated, f"inner tracked: {rows or 'nothing'}")
+    passing = [f"src={one} " for one in (stage.home.lan1.ipv4, *addresses6(stage, "lan1"))]
+    strange = [row for row in rows if any(there in row for there in passing)]
     expect(not strange, f"lan1 came by inner: {strange}")
 
 
