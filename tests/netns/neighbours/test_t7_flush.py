@@ -4,12 +4,14 @@ take away, the base table and the ip rule, comes back."""
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from gateway.kernel import mark
+from gateway.kernel.nft.library import Library
 from gateway.lab.stage import poll
 
 from .house import CLIENT, DIRECT, FAMILIES, FORWARD, KINDS, PROXIED, SERVER, SITE, WAN, House
@@ -99,6 +101,26 @@ def test_t7_a_firewall_reloads(alone: House, flows: dict[str, socket.socket], na
         assert f"table {neighbour.tables[0]}" in house.gateway.run(["nft", "list", "tables"]).out, "theirs stands too"
     finally:
         house.lines(*(f"nft delete table {table}" for table in neighbour.tables))
+    answers(flows)
+
+
+def test_t7_what_is_flushed_while_it_is_restored_comes_back(alone: House, flows: dict[str, socket.socket]) -> None:
+    """Two seconds long, as often as it can be done: some of it comes just after the table was put there."""
+    house = alone
+    before, times = listed(house), restored(house)
+
+    def flush() -> int:
+        count, end, library = 0, time.monotonic() + 2, Library()
+        while time.monotonic() < end:
+            library.run("flush ruleset\n")
+            count += 1
+        return count
+
+    assert house.gateway.call(flush) > 20
+    answers(flows)
+    poll(lambda: listed(house) == before, "the base table does not come back")
+    poll(lambda: restored(house) > times, "status does not count it")
+    poll(lambda: "standing" not in house.status()["problems"], "it is still a problem")
     answers(flows)
 
 
