@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,18 +31,60 @@ NARROW: list[tuple[dict[str, int], int, list[str]]] = [
 ]
 
 
+class Watched:
+    """Of a table that nobody else changes, or that others do: as ``whole`` and ``alone`` say."""
+
+    whole_, alone = True, True
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def whole(self) -> bool:
+        return self.whole_
+
+    def put(self, work: Callable[[], None]) -> bool:
+        work()
+        return self.alone
+
+    def close(self) -> None:
+        pass
+
+
+class Clamps:
+    """What a host has written, whose links are these."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, sizes: dict[str, int], advertised: int) -> None:
+        self.written: list[list[str]] = []
+        monkeypatch.setattr(gateway.host.base, "clamp", lambda library, wans: self.written.append(list(wans)))
+        monkeypatch.setattr(gateway.host, "Library", lambda: None)
+        monkeypatch.setattr(gateway.host, "Watch", Watched)
+        monkeypatch.setattr(gateway.host.sysctl, "read", lambda name: str(advertised))
+        self.host = Host(msgspec.convert(OPTIONS, GatewayOptions, dec_hook=dec_hook), folder, folder)
+        self.host._narrow = ["something else"]
+        links: Any = {name: SimpleNamespace(name=name, mtu=size) for name, size in sizes.items()}
+        self.host.monitor.links = links
+
+
 @pytest.mark.parametrize(("sizes", "advertised", "narrow"), NARROW)
 def test_uplinks_that_carry_less_than_a_lan(
     sizes: dict[str, int], advertised: int, narrow: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[list[str]] = []
-    monkeypatch.setattr(gateway.host.base, "clamp", lambda library, wans: written.append(list(wans)))
-    monkeypatch.setattr(gateway.host, "Library", lambda: None)
-    host = Host(msgspec.convert(OPTIONS, GatewayOptions, dec_hook=dec_hook), tmp_path, tmp_path)
-    host._narrow = ["something else"]
-    links: Any = {name: SimpleNamespace(name=name, mtu=size) for name, size in sizes.items()}
-    monkeypatch.setattr(gateway.host.sysctl, "read", lambda name: str(advertised))
-    host.monitor.links = links
-    host._clamp()
-    host._clamp()
-    assert written == [narrow], "once, and not again while nothing differs"
+    clamps = Clamps(monkeypatch, tmp_path, sizes, advertised)
+    clamps.host._clamp()
+    clamps.host._clamp()
+    assert clamps.written == [narrow], "once, and not again while nothing differs"
+
+
+def test_others_change_rules_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, advertised, narrow = NARROW[0]
+    clamps = Clamps(monkeypatch, tmp_path, sizes, advertised)
+    monkeypatch.setattr(Watched, "whole_", False)
+    clamps.host._clamp()
+    assert not clamps.written, "the table has to be made anew first"
+    monkeypatch.setattr(Watched, "whole_", True)
+    monkeypatch.setattr(Watched, "alone", False)
+    clamps.host._clamp()
+    monkeypatch.setattr(Watched, "alone", True)
+    clamps.host._clamp()
+    clamps.host._clamp()
+    assert clamps.written == [narrow, narrow], "what may be gone again is written again"
