@@ -1,4 +1,5 @@
-"""Which device a flow comes from: ``core.contracts.Devices``, by the kernel's routes and neighbours.
+"""Which device a flow comes from: ``core.contracts.Devices``, by the kernel's routes and neighbours, and by the frames
+that were steered to userspace.
 
 A flow from behind another router has the device that it came through, as its packets show; so a rule means the same
 here and in nftables (``ether saddr``).
@@ -16,6 +17,7 @@ from gateway.core.address import IP
 from gateway.core.errors import KernelError
 from gateway.core.flow import Device
 from gateway.kernel.netlink.lookup import NETLINK_ROUTE, Lookup, neighbour, route_to
+from gateway.kernel.nft.sender import Senders
 
 KNOWN = 1.0
 """Seconds that an answer is believed: a device that takes another's address is taken for it so long."""
@@ -37,18 +39,19 @@ class Neighbours:
     """Looks in the network namespace where it was made. Raises KernelError from the constructor where netlink is
     refused. Not for use by several threads.
 
-    A neighbour that the kernel has forgotten, while the device still remembers us, has no hardware address there until
-    we speak to it; then its lease tells it. Without one such a device's first datagram may be taken for an unknown
-    one's. A TCP client is always known."""
+    An address that is new, or that the kernel has forgotten, has no neighbour until we speak to it: who sends a first
+    datagram from it is known by that very frame, and otherwise by its lease. A TCP client always is a neighbour."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._lookup = Lookup(NETLINK_ROUTE)
+        self._senders = Senders()
         self._known: dict[IP, tuple[float, Device | None]] = {}
 
     def close(self) -> None:
         """Any number of times."""
         self._lookup.close()
+        self._senders.close()
 
     def find(self, source: IP) -> Device | None:
         """See ``core.contracts.Devices``."""
@@ -80,5 +83,5 @@ class Neighbours:
             return Device()
         if way.local:
             return None
-        found = neighbour(self._lookup, way.gateway or source, way.interface)
-        return Device((found or b"").hex(":"), socket.if_indextoname(way.interface))
+        found = neighbour(self._lookup, way.gateway or source, way.interface) or self._senders.find(source)
+        return Device(found.hex(":"), socket.if_indextoname(way.interface))

@@ -98,11 +98,12 @@ class Way(Whole):
                     return False
         return True
 
-    def flow(self, host: Host, port: int, version: int, kind: int) -> dict[str, Any]:
+    def flow(self, host: Host, port: int, version: int, kind: int, source: str = "") -> dict[str, Any]:
         """What ``gateway flows`` says of a flow that has reached the server."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with closing(host.socket(family, kind)) as sock:
             sock.settimeout(20)
+            sock.bind((source, 0))
             sock.connect((SERVER[version], port))
             sock.send(b"hello")
             served = next(one for one in self.socks if one.getsockname()[1] == port and one.family == family
@@ -170,6 +171,22 @@ def way() -> Iterator[Way]:
 )
 def test_devices_are_told_apart(way: Way, port: int, slow: set[str]) -> None:
     assert way.planes(port) == {mac: "userspace" if mac in slow else "kernel" for mac in way.hosts}
+
+
+@pytest.mark.parametrize(("version", "address"), [(4, "192.168.7.77/24"), (6, "2001:db8:7::77/64")])
+def test_a_new_address_is_known_by_its_first_datagram(way: Way, version: int, address: str) -> None:
+    """The device knows the gateway, and the gateway has no neighbour of that address yet."""
+    source = address.partition("/")[0]
+    found = way.flow(way.client, BY_MAC, version, socket.SOCK_STREAM)
+    assert found["chain"] == ["slow"]
+    words = ["ip", "addr", "add", address, "dev", "eth0", *(["nodad"] if version == 6 else [])]
+    way.client.run(words, check=True)
+    try:
+        assert not way.gateway.run(["ip", "neigh", "show", source], check=True).out
+        found = way.flow(way.client, BY_MAC, version, socket.SOCK_DGRAM, source)
+        assert (found["plane"], found["chain"], found["device"]) == ("userspace", ["slow"], PHONE)
+    finally:
+        way.client.run(["ip", "addr", "del", address, "dev", "eth0"], check=True)
 
 
 def test_other_bridges_are_filtered_as_before(way: Way) -> None:
