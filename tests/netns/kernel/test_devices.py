@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import dns.message
 import pytest
 
 from gateway.lab.host import Host
@@ -28,6 +29,7 @@ from .whole import Whole
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.peer("busybox"), pytest.mark.xdist_group("devices")]
 
 PHONE, TV, VISITOR = "00:53:00:00:00:01", "00:53:00:00:00:02", "00:53:00:00:00:03"
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 SERVER = {4: "203.0.113.2", 6: "2001:db8:3::2"}
 
 
@@ -52,7 +54,8 @@ TOPOLOGY = Topology(
 )  # fmt: skip
 SETTINGS = [Path(f"/proc/sys/net/bridge/bridge-nf-call-ip{six}tables") for six in ("", "6")]
 BY_MAC, BY_NAME, BY_INTERFACE, BY_ALL, NOT_MAC = range(7001, 7006)
-RULES = [
+RULES: list[dict[str, Any]] = [
+    {"port": 53, "action": "hijack-dns"},
     {"port": BY_MAC, "source_mac_address": PHONE.upper(), "outbound": "slow"},
     {"port": BY_NAME, "source_hostname": "Tv", "outbound": "slow"},
     {"port": BY_INTERFACE, "source_interface": "guest0", "outbound": "slow"},
@@ -73,6 +76,12 @@ class Way(Whole):
         self.hosts = {PHONE: self.client, TV: self.tv, VISITOR: self.visitor}
         lease = {"range": ["192.168.7.100", "192.168.7.199"]}
         self.path.write_text(json.dumps({
+            "dns": {
+                "servers": [{"type": "hosts", "tag": tag, "predefined": {"www.example": [answer]}}
+                            for tag, answer in (("phone", "192.0.2.66"), ("others", "192.0.2.1"))],
+                "rules": [{"source_mac_address": PHONE, "server": "phone"}],
+                "final": "others",
+            },
             "outbounds": [{"type": "direct", "tag": "direct"},
                           {"type": "direct", "tag": "slow", "connect_timeout": "9s"}],
             "route": {"rules": RULES},
@@ -92,7 +101,7 @@ class Way(Whole):
     def reaches(self) -> bool:
         """Whether the server refuses everybody a port at which nobody listens."""
         for host, (version, server) in product(self.hosts.values(), SERVER.items()):
-            with closing(host.socket(socket.AF_INET if version == 4 else socket.AF_INET6)) as sock:
+            with closing(host.socket(FAMILIES[version])) as sock:
                 sock.settimeout(1)
                 if sock.connect_ex((server, 7000)) != errno.ECONNREFUSED:
                     return False
@@ -100,7 +109,7 @@ class Way(Whole):
 
     def flow(self, host: Host, port: int, version: int, kind: int, source: str = "") -> dict[str, Any]:
         """What ``gateway flows`` says of a flow that has reached the server."""
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        family = FAMILIES[version]
         with closing(host.socket(family, kind)) as sock:
             sock.settimeout(20)
             sock.bind((source, 0))
@@ -149,7 +158,7 @@ def calls(on: bool) -> set[str]:
 
 
 def listening(host: Host, version: int, kind: int, port: int) -> socket.socket:
-    sock = host.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind)
+    sock = host.socket(FAMILIES[version], kind)
     sock.settimeout(20)
     sock.bind((SERVER[version], port))
     if kind == socket.SOCK_STREAM:
@@ -185,6 +194,24 @@ def test_a_new_address_is_known_by_its_first_datagram(way: Way, version: int, ad
         assert not way.gateway.run(["ip", "neigh", "show", source], check=True).out
         found = way.flow(way.client, BY_MAC, version, socket.SOCK_DGRAM, source)
         assert (found["plane"], found["chain"], found["device"]) == ("userspace", ["slow"], PHONE)
+    finally:
+        way.client.run(["ip", "addr", "del", address, "dev", "eth0"], check=True)
+
+
+@pytest.mark.parametrize(("version", "address"), [(4, "192.168.7.78/24"), (6, "2001:db8:7::78/64")])
+def test_a_new_address_is_known_by_its_first_question(way: Way, version: int, address: str) -> None:
+    """The same for DNS, whomever it asks."""
+    family, source = FAMILIES[version], address.partition("/")[0]
+    words = ["ip", "addr", "add", address, "dev", "eth0", *(["nodad"] if version == 6 else [])]
+    way.client.run(words, check=True)
+    try:
+        assert not way.gateway.run(["ip", "neigh", "show", source], check=True).out
+        with closing(way.client.socket(family, socket.SOCK_DGRAM)) as sock:
+            sock.settimeout(20)
+            sock.bind((source, 0))
+            sock.sendto(dns.message.make_query("www.example", "A").to_wire(), (SERVER[version], 53))
+            answer = dns.message.from_wire(sock.recv(2000))
+        assert "192.0.2.66" in str(answer), "the phone's own answer"
     finally:
         way.client.run(["ip", "addr", "del", address, "dev", "eth0"], check=True)
 
