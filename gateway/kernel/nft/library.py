@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 import stat
 import sys
@@ -61,7 +62,13 @@ class Library:
         """Load ``text``, or with ``check`` only see whether the kernel would take it. Returns what it printed. Raises
         KernelError with nft's own words."""
         self._nft.set_dry_run(check)
-        status, output, error = self._nft.cmd(text)
+        # A signal while it waits for the kernel's answers looks like a refusal to it (select does not go on), and the
+        # rules are in force.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            status, output, error = self._nft.cmd(text)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if status:
             raise KernelError("nft", 0, str(error).strip() or f"status {status}")
         return str(output)
