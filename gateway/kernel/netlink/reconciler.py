@@ -42,11 +42,18 @@ class Netlink:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
-        await self._call(self._session.open)
+        try:
+            await self._call(self._session.open)
+        except BaseException:
+            await self._end()
+            raise
         return self
 
     async def __aexit__(self, *args: object) -> None:
         await self._call(self._session.close)
+        await self._end()
+
+    async def _end(self) -> None:
         await self._loop.run_in_executor(self._thread, self._runner.close)
         self._thread.shutdown(wait=False)
 
