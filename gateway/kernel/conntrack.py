@@ -22,6 +22,7 @@ from gateway.kernel.nft.message import (
     DONE,
     DUMP,
     ERROR,
+    NETLINK_NETFILTER,
     REQUEST,
     Answer,
     answers,
@@ -32,7 +33,6 @@ from gateway.kernel.nft.message import (
     u32,
 )
 
-NETFILTER = 12
 NEW, GET, DELETE = (CONNTRACK << 8 | number for number in (0, 1, 2))
 ORIGINAL, REPLY, STATUS, TIMEOUT, MARK, COUNTED, COUNTED_BACK, ID, MASK = 1, 2, 3, 7, 8, 9, 10, 12, 21
 PROTOCOLS = {"tcp": 6, "udp": 17}
@@ -196,7 +196,7 @@ def _ask(request: bytes, op: str) -> None:
 
 def _talk(request: bytes, op: str) -> Iterator[Answer]:
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as sock:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
             sock.settimeout(10)
             sock.bind((0, 0))
             sock.send(request)

@@ -14,8 +14,8 @@ import struct
 from collections.abc import Callable
 
 from gateway.core.errors import KernelError
-from gateway.kernel.conntrack import DELETE, MARK, NETFILTER, Counted, parse
-from gateway.kernel.nft.message import answers, attributes
+from gateway.kernel.conntrack import DELETE, MARK, Counted, parse
+from gateway.kernel.nft.message import NETLINK_NETFILTER, answers, attributes
 
 SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
 DESTROYED = 3
@@ -61,7 +61,7 @@ class Ended:
         held = ctypes.create_string_buffer(code, len(code))
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(held))
         try:
-            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
+            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         except OSError as error:
             raise KernelError("conntrack events", error.errno or 0) from error
         try:

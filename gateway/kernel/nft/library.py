@@ -18,10 +18,10 @@ from typing import Any
 
 from gateway.core.errors import KernelError
 from gateway.kernel import descriptors, shipped
+from gateway.kernel.nft.message import NETLINK_NETFILTER
 
 DEBIAN = "/usr/lib/python3/dist-packages"
 OWNER = "\tflags owner\n"
-NETLINK_NETFILTER = 12
 
 
 def folder() -> Path:

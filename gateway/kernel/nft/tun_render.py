@@ -76,8 +76,9 @@ def skeleton(text: str, number: int, device: str) -> str:
 
 
 def prepare(plan: Tunnel, number: int) -> str:
-    """The first transaction after the skeleton: all that has intervals; nothing leads to it yet. Two are needed because
-    rules are valid before such sets hold anything (:mod:`gateway.kernel.nft.diff`)."""
+    """The first transaction, with the skeleton: all that has intervals; nothing leads to it yet. Two are needed because
+    rules are valid before such sets hold anything (:mod:`gateway.kernel.nft.diff`). Raises ValueError on a bad
+    interface name."""
     chains = {}
     if plan.mode == "redirect":
         chains = {

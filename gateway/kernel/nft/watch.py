@@ -12,9 +12,20 @@ from collections.abc import Callable, Iterator
 
 from gateway.core.errors import KernelError
 from gateway.kernel.nft.element import INET
-from gateway.kernel.nft.message import DONE, DUMP, ERROR, NFTABLES, REQUEST, answers, attributes, message, pairs, string
+from gateway.kernel.nft.message import (
+    DONE,
+    DUMP,
+    ERROR,
+    NETLINK_NETFILTER,
+    NFTABLES,
+    REQUEST,
+    answers,
+    attributes,
+    message,
+    pairs,
+    string,
+)
 
-NETLINK_NETFILTER = 12
 GET_TABLE, GET_RULE, GET_ELEMENTS, GET_GENERATION = (NFTABLES << 8 | number for number in (1, 7, 13, 16))
 NAME, TABLE_HANDLE = 1, 4
 """The name is number 1 of every message: NFTA_TABLE_NAME, NFTA_RULE_TABLE, NFTA_SET_ELEM_LIST_TABLE."""

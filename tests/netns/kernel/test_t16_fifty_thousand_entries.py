@@ -19,7 +19,7 @@ import pytest
 from gateway.core.address import Address
 from gateway.kernel import conntrack, mark
 from gateway.kernel.ended import Ended
-from gateway.kernel.nft.message import ACK, CREATE, REQUEST, answers, attribute, message, nested, u32
+from gateway.kernel.nft.message import ACK, CREATE, NETLINK_NETFILTER, REQUEST, answers, attribute, message, nested, u32
 from gateway.lab.lab import Lab
 from gateway.lab.stage import poll
 from gateway.service.control import ask
@@ -57,7 +57,7 @@ def entry(number: int, value: int) -> bytes:
 
 def fill(value: int) -> None:
     """In the namespace of the caller."""
-    with closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, conntrack.NETFILTER)) as sock:
+    with closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)) as sock:
         sock.bind((0, 0))
         sock.settimeout(30)
         for start in range(0, ENTRIES, CHUNK):
