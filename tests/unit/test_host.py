@@ -32,19 +32,17 @@ NARROW: list[tuple[dict[str, int], int, list[str]]] = [
 
 
 class Watched:
-    """Of a table that nobody else changes, or that others do: as ``whole`` and ``alone`` say."""
-
-    whole_, alone = True, True
+    """Of a table that nobody else changes."""
 
     def __init__(self, *_: object) -> None:
         pass
 
     def whole(self) -> bool:
-        return self.whole_
+        return True
 
     def put(self, work: Callable[[], None]) -> bool:
         work()
-        return self.alone
+        return True
 
     def close(self) -> None:
         pass
@@ -78,13 +76,13 @@ def test_uplinks_that_carry_less_than_a_lan(
 def test_others_change_rules_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, advertised, narrow = NARROW[0]
     clamps = Clamps(monkeypatch, tmp_path, sizes, advertised)
-    monkeypatch.setattr(Watched, "whole_", False)
-    clamps.host._clamp()
+    with monkeypatch.context() as taken:
+        taken.setattr(Watched, "whole", lambda self: False)
+        clamps.host._clamp()
     assert not clamps.written, "the table has to be made anew first"
-    monkeypatch.setattr(Watched, "whole_", True)
-    monkeypatch.setattr(Watched, "alone", False)
-    clamps.host._clamp()
-    monkeypatch.setattr(Watched, "alone", True)
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr(Watched, "put", lambda self, work: work() is not None)
+        clamps.host._clamp()
     clamps.host._clamp()
     clamps.host._clamp()
     assert clamps.written == [narrow, narrow], "what may be gone again is written again"

@@ -8,8 +8,8 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import product
+from contextlib import closing, contextmanager
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.peer("busybox"), p
 
 PHONE, TV, VISITOR = "00:53:00:00:00:01", "00:53:00:00:00:02", "00:53:00:00:00:03"
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+NUMBERS = count(77)
+"""Of addresses that nobody has had yet."""
 SERVER = {4: "203.0.113.2", 6: "2001:db8:3::2"}
 
 
@@ -182,38 +184,37 @@ def test_devices_are_told_apart(way: Way, port: int, slow: set[str]) -> None:
     assert way.planes(port) == {mac: "userspace" if mac in slow else "kernel" for mac in way.hosts}
 
 
-@pytest.mark.parametrize(("version", "address"), [(4, "192.168.7.77/24"), (6, "2001:db8:7::77/64")])
-def test_a_new_address_is_known_by_its_first_datagram(way: Way, version: int, address: str) -> None:
-    """The device knows the gateway, and the gateway has no neighbour of that address yet."""
-    source = address.partition("/")[0]
-    found = way.flow(way.client, BY_MAC, version, socket.SOCK_STREAM)
-    assert found["chain"] == ["slow"]
-    words = ["ip", "addr", "add", address, "dev", "eth0", *(["nodad"] if version == 6 else [])]
-    way.client.run(words, check=True)
+@contextmanager
+def new_address(way: Way, version: int) -> Iterator[str]:
+    """The phone gets another one. It knows the gateway, and the gateway has no neighbour of that address yet."""
+    assert way.flow(way.client, BY_MAC, version, socket.SOCK_STREAM)["chain"] == ["slow"]
+    number = next(NUMBERS)
+    address, size = (f"192.168.7.{number}", 24) if version == 4 else (f"2001:db8:7::{number}", 64)
+    words = [f"{address}/{size}", "dev", "eth0"]
+    way.client.run(["ip", "addr", "add", *words, *(["nodad"] if version == 6 else [])], check=True)
     try:
-        assert not way.gateway.run(["ip", "neigh", "show", source], check=True).out
+        assert not way.gateway.run(["ip", "neigh", "show", address], check=True).out
+        yield address
+    finally:
+        way.client.run(["ip", "addr", "del", *words], check=True)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_new_address_is_known_by_its_first_datagram(way: Way, version: int) -> None:
+    with new_address(way, version) as source:
         found = way.flow(way.client, BY_MAC, version, socket.SOCK_DGRAM, source)
         assert (found["plane"], found["chain"], found["device"]) == ("userspace", ["slow"], PHONE)
-    finally:
-        way.client.run(["ip", "addr", "del", address, "dev", "eth0"], check=True)
 
 
-@pytest.mark.parametrize(("version", "address"), [(4, "192.168.7.78/24"), (6, "2001:db8:7::78/64")])
-def test_a_new_address_is_known_by_its_first_question(way: Way, version: int, address: str) -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_new_address_is_known_by_its_first_question(way: Way, version: int) -> None:
     """The same for DNS, whomever it asks."""
-    family, source = FAMILIES[version], address.partition("/")[0]
-    words = ["ip", "addr", "add", address, "dev", "eth0", *(["nodad"] if version == 6 else [])]
-    way.client.run(words, check=True)
-    try:
-        assert not way.gateway.run(["ip", "neigh", "show", source], check=True).out
-        with closing(way.client.socket(family, socket.SOCK_DGRAM)) as sock:
-            sock.settimeout(20)
-            sock.bind((source, 0))
-            sock.sendto(dns.message.make_query("www.example", "A").to_wire(), (SERVER[version], 53))
-            answer = dns.message.from_wire(sock.recv(2000))
-        assert "192.0.2.66" in str(answer), "the phone's own answer"
-    finally:
-        way.client.run(["ip", "addr", "del", address, "dev", "eth0"], check=True)
+    with new_address(way, version) as source, closing(way.client.socket(FAMILIES[version], socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(20)
+        sock.bind((source, 0))
+        sock.sendto(dns.message.make_query("www.example", "A").to_wire(), (SERVER[version], 53))
+        answer = dns.message.from_wire(sock.recv(2000))
+    assert "192.0.2.66" in str(answer), "the phone's own answer"
 
 
 def test_other_bridges_are_filtered_as_before(way: Way) -> None:
